@@ -1,0 +1,125 @@
+"""A checkpoint: a folder of safetensors files with its config. Only headers are read here."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nan_merge.errors import CheckpointError
+from nan_merge.hub import resolve_folder
+from nan_merge.safetensors_file import TensorInfo, read_header
+
+INDEX_NAME = "model.safetensors.index.json"
+PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What the headers of one model say.
+
+    Attributes:
+        name: How the model is called in messages and tables.
+        folder: Where it lies.
+        files: Its safetensors files, sorted.
+        tensors: Name -> place, sorted by name so that numbers count (layer 2 before layer 10).
+    """
+
+    name: str
+    folder: Path
+    files: tuple[Path, ...]
+    tensors: dict[str, TensorInfo]
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all tensors."""
+        return sum(tensor.num_elements for tensor in self.tensors.values())
+
+
+def open_checkpoint(path: str, name: str | None = None) -> Checkpoint:
+    """Read the headers of a checkpoint.
+
+    Args:
+        path: A folder, one safetensors file, or a hub id (``org/model`` or ``org/model@revision``).
+        name: What to call it; the folder's name if absent.
+
+    Raises:
+        CheckpointError: If there is none, it is damaged, or only pickled weights are there.
+    """
+    folder = resolve_folder(path)
+    files = (folder,) if folder.is_file() else _weight_files(folder)
+    if folder.is_file():
+        folder = folder.parent
+    tensors: dict[str, TensorInfo] = {}
+    for file in files:
+        for tensor_name, tensor in read_header(file).items():
+            if tensor_name in tensors:
+                raise CheckpointError(
+                    f"{folder}: tensor {tensor_name!r} is in both {tensors[tensor_name].path} and "
+                    f"{file}. Remove the file that does not belong to the checkpoint."
+                )
+            tensors[tensor_name] = tensor
+    ordered = dict(sorted(tensors.items(), key=lambda item: natural_key(item[0])))
+    return Checkpoint(name or folder.name, folder, files, ordered)
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    index = folder / INDEX_NAME
+    if index.is_file():
+        return tuple(_indexed_files(folder, index))
+    whole = folder / "model.safetensors"
+    if whole.is_file():
+        return (whole,)
+    found = sorted(folder.glob("*.safetensors"))
+    if found:
+        return tuple(found)
+    pickled = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLED_SUFFIXES)
+    if pickled:
+        raise CheckpointError(
+            f"{folder} holds only pickled weights ({pickled[0]}). A pickle can run code, so it is "
+            "not opened; convert it with `safetensors.torch.save_file` and give the result."
+        )
+    raise CheckpointError(f"{folder} holds no *.safetensors file. Is it the right folder?")
+
+
+def _indexed_files(folder: Path, index: Path) -> list[Path]:
+    try:
+        names: set[Any] = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is damaged: it has no `weight_map`.") from error
+    for name in names:
+        # A checkpoint's files lie in its folder; `../x` or `/x` would read somewhere else.
+        if (
+            not isinstance(name, str)
+            or Path(name).name != name
+            or not name.endswith(".safetensors")
+        ):
+            raise CheckpointError(f"{index} names {name!r}, which is no file of this folder.")
+    missing = sorted(name for name in names if not (folder / name).is_file())
+    if missing:
+        raise CheckpointError(
+            f"{folder} is incomplete: {len(missing)} of {len(names)} files that {INDEX_NAME} names "
+            f"are missing, the first is {missing[0]}. Download it again."
+        )
+    return [folder / name for name in sorted(names)]
+
+
+def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Sort key under which numbers inside names count: layer 2 comes before layer 10."""
+    parts = re.split(r"(\d+)", name)
+    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part)
+
+
+def layer_of(tensor_name: str) -> str:
+    """The name's prefix through its first number, or the whole name if it has none.
+
+    >>> layer_of("model.layers.11.mlp.up_proj.weight")
+    'model.layers.11'
+    """
+    parts = tensor_name.split(".")
+    for position, part in enumerate(parts):
+        if part.isdecimal():
+            return ".".join(parts[: position + 1])
+    return tensor_name

@@ -1,0 +1,43 @@
+"""Task Arithmetic: add scaled task vectors to the base (arXiv 2212.04089)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from nan_merge.methods.method import ModelStatistics
+from nan_merge.schema import StrictModel
+
+
+class TaskArithmeticOptions(StrictModel):
+    """Options of `method: task_arithmetic`."""
+
+    name: Literal["task_arithmetic"] = "task_arithmetic"
+
+
+def task_arithmetic(
+    base: Tensor | None,
+    finetuned: Sequence[Tensor],
+    coefficients: Sequence[float],
+    options: TaskArithmeticOptions,
+    statistics: ModelStatistics,
+) -> Tensor:
+    """Base + sum_i c_i (finetuned_i - base), summed in the recipe's order.
+
+    Args:
+        base: Shape S, float32.
+        finetuned: T pieces of shape S, float32.
+        coefficients: T numbers.
+        options: None to set.
+        statistics: Not used.
+
+    Returns:
+        Shape S, float32.
+    """
+    assert base is not None
+    update = (finetuned[0] - base).mul_(coefficients[0])
+    for tensor, coefficient in zip(finetuned[1:], coefficients[1:], strict=True):
+        update.add_(tensor - base, alpha=coefficient)
+    return update.add_(base)

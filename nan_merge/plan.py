@@ -1,0 +1,244 @@
+"""Preflight: from headers alone, decide whether checkpoints fit and what files the merge writes."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from nan_merge.checkpoint import Checkpoint, layer_of, open_checkpoint
+from nan_merge.errors import CheckpointError, IncompatibleError, NanMergeError, OutputError
+from nan_merge.recipe import MergeRecipe
+from nan_merge.safetensors_file import TensorInfo
+
+MAX_LISTED_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class AlignedTensor:
+    """The same tensor in every input.
+
+    Attributes:
+        name: Tensor's name.
+        base: In the base model, if there is one.
+        finetuned: In each fine-tuned model, in the recipe's order.
+    """
+
+    name: str
+    base: TensorInfo | None
+    finetuned: tuple[TensorInfo, ...]
+
+    @property
+    def reference(self) -> TensorInfo:
+        """What the result looks like: the base's tensor, else the first model's."""
+        return self.base or self.finetuned[0]
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """The base's tensor, if any, then the models'."""
+        return (self.base, *self.finetuned) if self.base else self.finetuned
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether it holds floating-point numbers; others are copied if all models agree."""
+        return self.reference.dtype.is_floating_point
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes that must be read to merge it."""
+        return sum(tensor.num_bytes for tensor in self.inputs)
+
+    def output_dtype(self, dtype: torch.dtype | None) -> torch.dtype:
+        """Its type in the result, if floats are asked to be ``dtype``."""
+        return dtype if dtype is not None and self.is_merged else self.reference.dtype
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One file of the result.
+
+    Attributes:
+        file_name: e.g. ``model-00001-of-00003.safetensors``.
+        tensors: What it holds, in order.
+        dtype: Type of its floating-point tensors; each keeps its own if None.
+    """
+
+    file_name: str
+    tensors: tuple[AlignedTensor, ...]
+    dtype: torch.dtype | None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of data that it will hold."""
+        return sum(output_bytes(tensor, self.dtype) for tensor in self.tensors)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes that must be read to write it."""
+        return sum(tensor.input_bytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """A recipe whose inputs were opened and fit each other."""
+
+    recipe: MergeRecipe
+    base: Checkpoint | None
+    models: tuple[Checkpoint, ...]
+    tensors: tuple[AlignedTensor, ...]
+    shards: tuple[ShardPlan, ...]
+
+    @property
+    def reference(self) -> Checkpoint:
+        """The checkpoint whose config and tokenizer the result takes over."""
+        return self.base or self.models[0]
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of tensor data that the result will hold."""
+        return sum(shard.num_bytes for shard in self.shards)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of tensor data that must be read once."""
+        return sum(shard.input_bytes for shard in self.shards)
+
+
+def plan_merge(recipe: MergeRecipe) -> MergePlan:
+    """Open every checkpoint's headers and fit them together.
+
+    Raises:
+        CheckpointError: If checkpoints cannot be opened; lists all that cannot.
+        IncompatibleError: If they do not fit; lists every problem with its mend.
+    """
+    references = [(model.path, model.name) for model in recipe.models]
+    if recipe.base is not None:
+        references.insert(0, (recipe.base, "base"))
+    opened = _open_all(references)
+    base, models = (opened[0], opened[1:]) if recipe.base is not None else (None, opened)
+    _refuse_repeated(models)
+    tensors = align(base, models)
+    dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
+    shards = tuple(pack_shards(tensors, dtype, recipe.shard_bytes))
+    return MergePlan(recipe, base, tuple(models), tensors, shards)
+
+
+def check_disk(plan: MergePlan, output: Path) -> None:
+    """Refuse a merge whose result cannot fit on the disk of ``output``.
+
+    Raises:
+        OutputError: With the bytes needed and free.
+    """
+    existing = next(parent for parent in (output, *output.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < plan.output_bytes:
+        raise OutputError(
+            f"No space left on the disk for {output}: the merged checkpoint needs "
+            f"{plan.output_bytes:,} bytes, {free:,} are free. Free some space or write elsewhere."
+        )
+
+
+def _open_all(references: Sequence[tuple[str, str]]) -> list[Checkpoint]:
+    opened: list[Checkpoint] = []
+    problems: list[NanMergeError] = []
+    for path, name in references:
+        try:
+            opened.append(open_checkpoint(path, name))
+        except CheckpointError as error:
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        raise CheckpointError(f"{len(problems)} checkpoints cannot be opened:\n{lines}")
+    return opened
+
+
+def _refuse_repeated(models: Sequence[Checkpoint]) -> None:
+    folders = Counter(model.folder.resolve() for model in models)
+    for folder, count in folders.items():
+        if count > 1:
+            names = " and ".join(model.name for model in models if model.folder.resolve() == folder)
+            raise IncompatibleError(
+                f"Models {names} are the same folder, {folder}. A model that is merged with itself "
+                "only counts more: name it once and give it a `weight`."
+            )
+
+
+def align(base: Checkpoint | None, models: Sequence[Checkpoint]) -> tuple[AlignedTensor, ...]:
+    """Pair the tensors of all inputs by name.
+
+    Raises:
+        IncompatibleError: If a tensor is missing somewhere, or has another shape or kind.
+    """
+    reference = base or models[0]
+    problems = [line for model in models for line in _differences(reference, model)]
+    if problems:
+        shown = problems[:MAX_LISTED_PROBLEMS]
+        if len(problems) > len(shown):
+            shown.append(f"... and {len(problems) - len(shown)} more")
+        lines = "\n".join(f"  - {line}" for line in shown)
+        raise IncompatibleError(
+            f"The models do not fit each other ({len(problems)} problems):\n{lines}\n"
+            f"Merge only models that were fine-tuned from {reference.name} ({reference.folder})."
+        )
+    return tuple(
+        AlignedTensor(
+            name,
+            base.tensors[name] if base else None,
+            tuple(model.tensors[name] for model in models),
+        )
+        for name in reference.tensors
+    )
+
+
+def _differences(reference: Checkpoint, model: Checkpoint) -> Iterator[str]:
+    for name, expected in reference.tensors.items():
+        found = model.tensors.get(name)
+        if found is None:
+            yield f"{model.name} ({model.folder}) lacks tensor {name}"
+        elif found.shape != expected.shape:
+            yield (
+                f"{name}: {model.name} has shape {found.shape} ({found.path}), "
+                f"{reference.name} has {expected.shape}"
+            )
+        elif found.dtype.is_floating_point != expected.dtype.is_floating_point:
+            yield (
+                f"{name}: {model.name} holds {found.dtype} ({found.path}), "
+                f"{reference.name} {expected.dtype}"
+            )
+    for name in model.tensors.keys() - reference.tensors.keys():
+        yield f"{model.name} has a tensor that {reference.name} lacks: {name}"
+
+
+def output_bytes(tensor: AlignedTensor, dtype: torch.dtype | None) -> int:
+    """Bytes of one tensor in the result."""
+    return tensor.reference.num_elements * tensor.output_dtype(dtype).itemsize
+
+
+def pack_shards(
+    tensors: Sequence[AlignedTensor], dtype: torch.dtype | None, shard_bytes: int
+) -> Iterator[ShardPlan]:
+    """Put whole layers into files of at most ``shard_bytes``; a larger layer has its own file.
+
+    The packing depends on nothing but the names, shapes and types, so that the same merge always
+    gives the same files.
+    """
+    packed: list[list[AlignedTensor]] = [[]]
+    filled = 0
+    for _, group in groupby(tensors, key=lambda tensor: layer_of(tensor.name)):
+        layer = list(group)
+        layer_bytes = sum(output_bytes(tensor, dtype) for tensor in layer)
+        if packed[-1] and filled + layer_bytes > shard_bytes:
+            packed.append([])
+            filled = 0
+        packed[-1].extend(layer)
+        filled += layer_bytes
+    for number, shard in enumerate(packed, start=1):
+        name = f"model-{number:05d}-of-{len(packed):05d}" if len(packed) > 1 else "model"
+        yield ShardPlan(f"{name}.safetensors", tuple(shard), dtype)

@@ -1,0 +1,124 @@
+"""Publish a folder in one step: write it beside its final place, sync it, rename it.
+
+A reader sees either nothing or the whole folder. A process that dies leaves only a hidden
+sibling ``.NAME.partial``, which the next attempt takes over or clears.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nan_merge.errors import OutputError
+
+
+def staging_path(final: Path) -> Path:
+    """Where the content of ``final`` is written until it is complete."""
+    return final.parent / f".{final.name}.partial"
+
+
+@contextmanager
+def publish_folder(final: Path, *, keep_partial: bool = False) -> Generator[Path]:
+    """Yield a staging folder that becomes ``final`` if the block ends without an error.
+
+    Args:
+        final: The folder to publish; must not exist, or be an empty folder.
+        keep_partial: Enter the staging folder of an earlier attempt instead of clearing it,
+            and leave it in place on failure, so that a later attempt can resume.
+
+    Raises:
+        OutputError: If ``final`` exists, another process is writing it, or the disk is full or
+            not writable.
+    """
+    if final.exists() and not (final.is_dir() and not any(final.iterdir())):
+        raise OutputError(f"{final} exists already. Remove it or choose another folder.")
+    staging = staging_path(final)
+    with explain_write_errors(final):
+        staging.mkdir(parents=True, exist_ok=True)
+        with _sole_owner(staging, final):
+            if not keep_partial:
+                clear_folder(staging)
+            try:
+                yield staging
+                sync_tree(staging)
+                staging.rename(final)
+                sync_path(final.parent)
+            except BaseException:
+                if not keep_partial:
+                    shutil.rmtree(staging, ignore_errors=True)
+                raise
+
+
+@contextmanager
+def _sole_owner(staging: Path, final: Path) -> Generator[None]:
+    """Hold a lock on the staging folder that dies with this process, however it dies."""
+    descriptor = os.open(staging, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise OutputError(
+            f"Another process is writing {final} at this moment. Wait for it, or choose another "
+            "folder."
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove everything inside a folder, but not the folder."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text``; a reader sees the old content or the new, never a part."""
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.parent / f".{path.name}.{os.getpid()}.partial"
+        try:
+            partial.write_text(text, encoding="utf-8")
+            sync_path(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def explain_write_errors(path: Path) -> Generator[None]:
+    """Turn a full disk, a quota or a missing permission into an ``OutputError`` with a mend."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(
+                f"No space left on the disk while writing {path}. Nothing was published. "
+                "Free some space, or write to another disk, and run the same command again."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
+        raise
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file and folder under ``folder`` to the disk."""
+    for path in folder.rglob("*"):
+        sync_path(path)
+    sync_path(folder)
+
+
+def sync_path(path: Path) -> None:
+    """Flush one file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,142 @@
+"""The recipe: which models, which method, which coefficients. Users keep these keys for years.
+
+Short forms are accepted wherever the long one has defaults: ``method: ties`` means
+``method: {name: ties}``, a model may be its path alone, ``coefficients`` may be a source's name
+or a list of numbers.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from nan_merge.methods import METHODS, MethodOptions
+from nan_merge.schema import StrictModel
+
+OutputDtype = Literal["float32", "bfloat16", "float16"]
+CoefficientSource = Literal["nan", "uniform", "matched", "fixed"]
+Scale = Literal["paper", "norm", "count"] | Annotated[float, Field(gt=0)]
+
+
+class ModelReference(StrictModel):
+    """One fine-tuned model."""
+
+    path: str
+    """Folder of a checkpoint, or a hub id such as `org/model` or `org/model@revision`."""
+    name: str = Field(min_length=1)
+    """What tables and coefficient files call it; the last part of `path` if absent."""
+    weight: float = 1.0
+    """Factor on this model's coefficient."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_a_bare_path(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"path": value}
+        if isinstance(value, dict) and "name" not in value and isinstance(value.get("path"), str):
+            value = {
+                **value,
+                "name": PurePosixPath(value["path"].rstrip("/")).name or value["path"],
+            }
+        return value
+
+
+class CoefficientSpec(StrictModel):
+    """Where the coefficients come from: `c_i = lambda * scale * alpha_i * weight_i`."""
+
+    source: CoefficientSource = "uniform"
+    """`nan`: inverse norms (arXiv 2505.16148, Eq. 10); `uniform`: the same for every model;
+    `matched`: uniform with NAN's sum, for ablations; `fixed`: `values`."""
+    values: tuple[float, ...] | None = None
+    """One number per model, for `source: fixed` only."""
+    target: Literal["weights", "task_vector"] = "weights"
+    """Whose norm NAN takes: the fine-tuned weights (the paper), or fine-tuned minus base."""
+    scope: Literal["model", "layer", "tensor"] = "model"
+    """One alpha per model, per layer (a name's prefix through its first number), or per tensor."""
+    include: tuple[str, ...] = ("*",)
+    """Glob patterns of tensor names whose norms count."""
+    exclude: tuple[str, ...] = ()
+    """Glob patterns of tensor names whose norms do not count."""
+    power: float = Field(default=1.0, gt=0)
+    """Exponent of the norm: 1 in the paper, 2 for the squared norm it argues against."""
+    scale: Scale | None = None
+    """Global factor: `paper` is m/2, `count` is m, `norm` makes the merged update as long as the
+    mean task vector, or a number. Default: `paper` for nan and matched, `count` for uniform
+    (then every coefficient is lambda), 1 for fixed and for methods whose weights sum to 1."""
+    lambda_: float = Field(default=1.0, alias="lambda")
+    """A further factor on every coefficient."""
+    zero_norm: Literal["error", "exclude"] = "error"
+    """What to do with a model whose norm is zero: refuse it, or give it coefficient 0."""
+
+    @model_validator(mode="after")
+    def _values_belong_to_fixed(self) -> CoefficientSpec:
+        if (self.source == "fixed") != (self.values is not None):
+            raise ValueError("`values` goes with `source: fixed`, and only with it")
+        return self
+
+
+def _expand_coefficients(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"source": value}
+    if isinstance(value, list | tuple):
+        return {"source": "fixed", "values": value}
+    return value
+
+
+def _expand_method(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Method = Annotated[MethodOptions, BeforeValidator(_expand_method)]
+Coefficients = Annotated[CoefficientSpec, BeforeValidator(_expand_coefficients)]
+
+
+class MergeRecipe(StrictModel):
+    """One merge: the content of a recipe file."""
+
+    base: str | None = None
+    """The model that all others were fine-tuned from; folder or hub id. Averaging needs none."""
+    models: tuple[ModelReference, ...] = Field(min_length=1)
+    """The fine-tuned models, summed in this order."""
+    method: Method
+    """How the models are merged: a name, or `{name: ..., option: ...}`."""
+    coefficients: Coefficients = CoefficientSpec()
+    """A source's name, a list of numbers, or `{source: ..., ...}`."""
+    dtype: OutputDtype | None = None
+    """Type of the merged tensors; each tensor keeps the base's own if absent."""
+    shard_bytes: int = Field(default=1_000_000_000, ge=1)
+    """Most bytes in one file of the result; a tensor is never split."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of methods that draw at random."""
+
+    @field_validator("models")
+    @classmethod
+    def _names_are_unique(cls, models: tuple[ModelReference, ...]) -> tuple[ModelReference, ...]:
+        names = [model.name for model in models]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"two models are both called {', '.join(twice)}; give one of them a `name`"
+            )
+        return models
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> MergeRecipe:
+        values, source = self.coefficients.values, self.coefficients
+        if values is not None and len(values) != len(self.models):
+            raise ValueError(
+                f"{len(values)} coefficients for {len(self.models)} models; give one each"
+            )
+        method = METHODS[self.method.name]
+        if self.base is None and (
+            method.needs_base or source.target == "task_vector" or source.scale == "norm"
+        ):
+            raise ValueError(f"method {self.method.name} with these coefficients needs a `base`")
+        if method.weights_sum_to_one and (source.scale is not None or source.lambda_ != 1):
+            raise ValueError(
+                f"method {self.method.name} divides by the sum of its weights, so `scale` "
+                "and `lambda` would cancel; remove them"
+            )
+        return self

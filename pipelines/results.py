@@ -1,0 +1,143 @@
+"""What a run found: rows of scores and the coefficients behind them, as files and as objects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from nan_merge.publish import write_text_atomically
+
+RowKind = Literal["pretrained", "individual", "merged"]
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One score of one model.
+
+    Attributes:
+        model: Row of the table, e.g. "Task Arithmetic + NAN (weights)".
+        kind: Where the model comes from. "individual" rows hold, for each benchmark, the model
+            fine-tuned on it.
+        method: Merge method's name; empty for models that are not merged.
+        coefficients: Short words for the coefficients, e.g. "nan(weights) x 3.5"; may be empty.
+        benchmark: Benchmark's name.
+        metric: e.g. "top1".
+        value: In [0, 1].
+        standard_error: Over samples, same unit as `value`.
+        num_samples: Samples scored.
+    """
+
+    model: str
+    kind: RowKind
+    method: str
+    coefficients: str
+    benchmark: str
+    metric: str
+    value: float
+    standard_error: float
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class MergeSummary:
+    """What is plotted about one merge.
+
+    Attributes:
+        model: As in `ResultRow`.
+        method: Merge method's name.
+        norms: Norm that each coefficient was made from, per fine-tuned model; empty if none was.
+        norm_target: "weights" or "task_vector"; empty if no norm was used.
+        alpha: Per fine-tuned model; sums to 1 for NAN.
+        coefficients: Per fine-tuned model, what multiplies its task vector or weights.
+        scale: The global factor between alpha and coefficients, lambda included.
+        folder: Checkpoint's folder, relative to the run folder.
+    """
+
+    model: str
+    method: str
+    norms: dict[str, float]
+    norm_target: str
+    alpha: dict[str, float]
+    coefficients: dict[str, float]
+    scale: float
+    folder: str
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """Everything that the table, the report and MLflow show of one run.
+
+    Attributes:
+        name: The run's name.
+        seed: The run's seed.
+        rows: One per (model, benchmark), models in the order of the table.
+        merges: One per merged model, in the order of the table.
+        failures: What failed: name of the thing -> one line saying why.
+        facts: Versions, devices, digests, times; printed at the report's end.
+        config_yaml: The run file with its overrides, as YAML.
+        model_norms: For the plots: {"weights": {model: norm}, "task_vector": {model: norm}}.
+    """
+
+    name: str
+    seed: int
+    rows: tuple[ResultRow, ...]
+    merges: tuple[MergeSummary, ...]
+    failures: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    config_yaml: str = ""
+    model_norms: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def models(self) -> list[str]:
+        """Names of the table's rows, in order."""
+        return list(dict.fromkeys(row.model for row in self.rows))
+
+    def benchmarks(self) -> list[str]:
+        """Names of the table's columns, in order."""
+        return list(dict.fromkeys(row.benchmark for row in self.rows))
+
+    def row(self, model: str, benchmark: str) -> ResultRow | None:
+        """The score of ``model`` on ``benchmark``, if it was measured."""
+        return next(
+            (row for row in self.rows if (row.model, row.benchmark) == (model, benchmark)), None
+        )
+
+    def average(self, model: str) -> tuple[float, float] | None:
+        """Unweighted mean over benchmarks and its standard error over samples, in [0, 1].
+
+        The benchmarks' samples are independent, so the error of the mean of k scores is
+        sqrt(sum of squared errors) / k. None if a benchmark is missing: a mean over fewer
+        benchmarks would not compare.
+        """
+        rows = [self.row(model, benchmark) for benchmark in self.benchmarks()]
+        if any(row is None for row in rows) or not rows:
+            return None
+        found = [row for row in rows if row is not None]
+        mean = sum(row.value for row in found) / len(found)
+        variance = sum(row.standard_error**2 for row in found)
+        return mean, variance**0.5 / len(found)
+
+
+def write_results(results: RunResults, folder: Path) -> Path:
+    """Write ``results.json`` (the rows, a plain list) and ``run.json`` (all the rest) to ``folder``."""
+    rows = [asdict(row) for row in results.rows]
+    write_text_atomically(
+        folder / "results.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+    )
+    rest = {key: value for key, value in asdict(results).items() if key != "rows"}
+    write_text_atomically(
+        folder / "run.json", json.dumps(rest, indent=1, ensure_ascii=False) + "\n"
+    )
+    return folder / "results.json"
+
+
+def read_results(folder: Path) -> RunResults:
+    """Read what `write_results` wrote."""
+    rows: Iterable[dict[str, Any]] = json.loads(
+        (folder / "results.json").read_text(encoding="utf-8")
+    )
+    rest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    merges = tuple(MergeSummary(**merge) for merge in rest.pop("merges"))
+    return RunResults(rows=tuple(ResultRow(**row) for row in rows), merges=merges, **rest)
