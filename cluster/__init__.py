@@ -1,0 +1,1 @@
+"""Distribution on Ray: sessions, tasks, model actors."""

@@ -1,0 +1,1 @@
+"""Benchmarks and the backends that serve models to them."""

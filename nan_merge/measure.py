@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from nan_merge.statistics import (
     measure_norms,
     one_thread,
     read_cells,
+    sum_norms,
 )
 from nan_merge.tasks import RunTasks, Task
 
@@ -52,7 +54,7 @@ def measure(plans: Sequence[MergePlan], run_tasks: RunTasks) -> list[Measured]:
         CoefficientError: If a norm is zero.
         CheckpointError: If a tensor holds NaN or infinity.
     """
-    groups = [shard.tensors for shard in plans[0].shards if any(t.is_merged for t in shard.tensors)]
+    groups = _merged_groups(plans[0])
     norms: dict[str, TensorNorms] = {}
     if any(needs_norms(plan.recipe.coefficients) for plan in plans):
         for record in _over_groups("norms", measure_norms, groups, (), run_tasks):
@@ -67,6 +69,26 @@ def measure(plans: Sequence[MergePlan], run_tasks: RunTasks) -> list[Measured]:
         for plan in plans
     ]
     return _with_majority_signs(plans, measured, groups, run_tasks)
+
+
+def model_norms(plan: MergePlan, run_tasks: RunTasks) -> dict[str, dict[str, float]]:
+    """Frobenius norms of the fine-tuned models: of their weights and of their task vectors.
+
+    Returns:
+        "weights" and, if there is a base, "task_vector" -> model's name -> norm.
+    """
+    records = _over_groups("norms", measure_norms, _merged_groups(plan), (), run_tasks)
+    whole = sum_norms([norms for record in records for norms in record.values()])
+    names = [model.name for model in plan.models]
+    weights = [math.sqrt(square) for square in whole.weight_squares]
+    vectors = [math.sqrt(row[place]) for place, row in enumerate(whole.gram)]
+    found = {"weights": weights, "task_vector": vectors}
+    return {target: dict(zip(names, row, strict=True)) for target, row in found.items() if row}
+
+
+def _merged_groups(plan: MergePlan) -> list[tuple[AlignedTensor, ...]]:
+    shards = [shard.tensors for shard in plan.shards]
+    return [tensors for tensors in shards if any(tensor.is_merged for tensor in tensors)]
 
 
 def _over_groups(

@@ -61,7 +61,10 @@ def merge_checkpoint(
 
 
 def merge_checkpoints(
-    recipes: Sequence[tuple[MergeRecipe, Path]], run_tasks: RunTasks = run_serially
+    recipes: Sequence[tuple[MergeRecipe, Path]],
+    run_tasks: RunTasks = run_serially,
+    *,
+    replace: bool = False,
 ) -> list[MergeOutcome]:
     """Merge recipes into checkpoint folders, which appear whole or not at all.
 
@@ -71,6 +74,8 @@ def merge_checkpoints(
     Args:
         recipes: Recipes and their output folders.
         run_tasks: Where the tasks run; by default here, one after the other.
+        replace: Let a merge take the place of another merge's folder, for folders that belong
+            to the caller. A folder that is no merge is never replaced.
 
     Raises:
         NanMergeError: If inputs are missing, damaged, or do not fit; if an output folder holds
@@ -84,7 +89,7 @@ def merge_checkpoints(
     for job in todo:
         check_disk(job.plan, job.output)
     for _, group in groupby(sorted(todo, key=_by_inputs), key=_by_inputs):
-        _merge_group(list(group), run_tasks)
+        _merge_group(list(group), run_tasks, replace)
     made = {job.output for job in todo}
     return [MergeOutcome(job.output, job.key, reused=job.output not in made) for job in jobs]
 
@@ -93,10 +98,10 @@ def _by_inputs(job: _Job) -> tuple[str, ...]:
     return job.inputs
 
 
-def _merge_group(jobs: Sequence[_Job], run_tasks: RunTasks) -> None:
+def _merge_group(jobs: Sequence[_Job], run_tasks: RunTasks, replace: bool) -> None:
     """Merge recipes over the same inputs: all statistics first, then all files of all results."""
     with ExitStack() as stack:
-        folders = [_enter_staging(stack, job) for job in jobs]
+        folders = [_enter_staging(stack, job, replace) for job in jobs]
         measured = measure([job.plan for job in jobs], run_tasks)
         tasks = [
             Task(
@@ -117,9 +122,11 @@ def _merge_group(jobs: Sequence[_Job], run_tasks: RunTasks) -> None:
             (folder / JOURNAL).rmdir()
 
 
-def _enter_staging(stack: ExitStack, job: _Job) -> Path:
+def _enter_staging(stack: ExitStack, job: _Job, replace: bool) -> Path:
     """The output's staging folder, with what an interrupted attempt at the same merge left."""
-    folder = stack.enter_context(publish_folder(job.output, keep_partial=True))
+    is_merge = (job.output / MANIFEST_NAME).is_file()
+    publishing = publish_folder(job.output, keep_partial=True, replace=replace and is_merge)
+    folder = stack.enter_context(publishing)
     key_file = folder / JOURNAL / "merge_key"
     if not key_file.is_file() or key_file.read_text(encoding="utf-8") != job.key:
         clear_folder(folder)

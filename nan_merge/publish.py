@@ -23,19 +23,22 @@ def staging_path(final: Path) -> Path:
 
 
 @contextmanager
-def publish_folder(final: Path, *, keep_partial: bool = False) -> Generator[Path]:
+def publish_folder(
+    final: Path, *, keep_partial: bool = False, replace: bool = False
+) -> Generator[Path]:
     """Yield a staging folder that becomes ``final`` if the block ends without an error.
 
     Args:
         final: The folder to publish; must not exist, or be an empty folder.
         keep_partial: Enter the staging folder of an earlier attempt instead of clearing it,
             and leave it in place on failure, so that a later attempt can resume.
+        replace: Put the new folder in the place of an old one, which stays until then.
 
     Raises:
         OutputError: If ``final`` exists, another process is writing it, or the disk is full or
             not writable.
     """
-    if final.exists() and not (final.is_dir() and not any(final.iterdir())):
+    if not replace and final.exists() and not (final.is_dir() and not any(final.iterdir())):
         raise OutputError(f"{final} exists already. Remove it or choose another folder.")
     staging = staging_path(final)
     with explain_write_errors(final):
@@ -46,6 +49,8 @@ def publish_folder(final: Path, *, keep_partial: bool = False) -> Generator[Path
             try:
                 yield staging
                 sync_tree(staging)
+                if replace and final.exists():
+                    shutil.rmtree(final)
                 staging.rename(final)
                 sync_path(final.parent)
             except BaseException:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from evaluators.training.recipes import FinetuneRecipe, PretrainRecipe, TextRecipe
 from pydantic import Field, model_validator
 
+from evaluators.training.finetune import FinetuneRecipe
+from evaluators.training.pretrain import PretrainRecipe
+from evaluators.training.text_tower import TextRecipe
 from nan_merge.recipe import (
     Coefficients,
     CoefficientSpec,
@@ -85,7 +87,7 @@ class Cluster(StrictModel):
 
     address: str = "local"
     """`local` starts Ray here and stops it at the end; `auto` joins the cluster this stands on."""
-    num_workers: int | None = Field(None, ge=1)
+    num_workers: int | None = Field(default=None, ge=1)
     """Most workers at once; one per core if absent."""
 
 

@@ -1,0 +1,101 @@
+"""Turn scores and manifests into the rows and summaries that tables and reports show."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from evaluators.scores import Score
+from nan_merge.recipe import MergeRecipe, ModelReference
+from pipelines.results import MergeSummary, ResultRow, RowKind
+
+PRETRAINED, INDIVIDUAL = "Pretrained", "Individual"
+Scores = Mapping[tuple[str, str], Score]  # (candidate's name, benchmark's name)
+
+
+def result_rows(
+    scores: Scores,
+    benchmarks: Sequence[str],
+    models: Sequence[ModelReference],
+    merges: Sequence[tuple[str, MergeRecipe]],
+) -> tuple[ResultRow, ...]:
+    """Rows of the table: the base, each task's own fine-tuned model, then the merges in order."""
+    rows = [_row(PRETRAINED, "pretrained", None, scores[PRETRAINED, name]) for name in benchmarks]
+    names = {model.name for model in models}
+    rows += [
+        _row(INDIVIDUAL, "individual", None, scores[name, name])
+        for name in benchmarks
+        if name in names
+    ]
+    for merge, recipe in merges:
+        rows += [_row(merge, "merged", recipe, scores[merge, name]) for name in benchmarks]
+    return tuple(rows)
+
+
+def _row(model: str, kind: RowKind, recipe: MergeRecipe | None, score: Score) -> ResultRow:
+    return ResultRow(
+        model=model,
+        kind=kind,
+        method=recipe.method.name if recipe else "",
+        coefficients=coefficients_label(recipe) if recipe else "",
+        benchmark=score.benchmark,
+        metric=score.metric,
+        value=score.value,
+        standard_error=score.standard_error,
+        num_samples=score.num_samples,
+    )
+
+
+def coefficients_label(recipe: MergeRecipe) -> str:
+    """A recipe's coefficients in a few words, as ``nan(task_vector), scale norm``."""
+    spec = recipe.coefficients
+    words = spec.source
+    if spec.source in ("nan", "matched"):
+        words += f"({spec.target})"
+    if spec.scope != "model":
+        words += f", per {spec.scope}"
+    if spec.scale is not None:
+        words += f", scale {spec.scale}"
+    if spec.lambda_ != 1:
+        words += f", lambda {spec.lambda_:g}"
+    return words
+
+
+def merge_summary(
+    name: str, recipe: MergeRecipe, manifest: Mapping[str, Any], folder: Path
+) -> MergeSummary:
+    """What is plotted about a merge; coefficients per layer or tensor are shown as their mean."""
+    norms = _means(manifest["norms"])
+    return MergeSummary(
+        model=name,
+        method=recipe.method.name,
+        norms=norms,
+        norm_target=recipe.coefficients.target if norms else "",
+        alpha=_means(manifest["alpha"]),
+        coefficients=_means(manifest["coefficients"]),
+        scale=manifest["scale"] * recipe.coefficients.lambda_,
+        folder=str(folder),
+    )
+
+
+def _means(by_model: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        model: sum(value.values()) / len(value) if isinstance(value, dict) else value
+        for model, value in by_model.items()
+    }
+
+
+def environment_facts() -> dict[str, str]:
+    """Versions and devices behind a result."""
+    packages = ("nan-merge", "torch", "open_clip_torch", "ray", "mlflow", "numpy", "safetensors")
+    facts = {"Python": platform.python_version(), "platform": platform.platform()}
+    for package in packages:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    facts["device"] = "CPU; no GPU path was run"
+    return facts
