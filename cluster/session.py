@@ -28,21 +28,24 @@ def ray_session(address: str = "local", num_cpus: int | None = None) -> Generato
     # Ray says by default how it is used to its makers, and speaks over the driver's progress bars.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    local = address == "local"
+    if local:
+        # Ray's own switch for "this machine only": every port is then bound to the loopback. It
+        # is read when Ray is first imported.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
     except ImportError as error:
         raise MissingExtraError(
             "Running on workers needs Ray: pip install 'nan-merge[cluster]'"
         ) from error
-    local = address == "local"
-    place = {"num_cpus": num_cpus, "_node_ip_address": "127.0.0.1"} if local else {}
     try:
         ray.init(
             address=address,
+            num_cpus=num_cpus if local else None,
             include_dashboard=False if local else None,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            **place,
         )
     except (ConnectionError, ValueError) as error:
         raise NanMergeError(

@@ -22,7 +22,9 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
 
 @ray.remote(num_cpus=1, max_retries=MAX_RETRIES, num_returns="streaming")
 def _stream(function: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]) -> Iterator[Any]:
-    yield from function(*arguments)
+    # Not `yield from`: Ray resumes with `send`, which plain iterators lack.
+    for item in function(*arguments):  # noqa: UP028
+        yield item
 
 
 def run_tasks(tasks: Sequence[Task], on_done: Report | None = None) -> list[Any]:

@@ -1,0 +1,145 @@
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cluster.actors import ModelJob, serve_models
+from cluster.tasks import run_streams, run_tasks
+from nan_merge.errors import CheckpointError, NanMergeError
+from nan_merge.merge import merge_checkpoint
+from nan_merge.recipe import MergeRecipe
+from nan_merge.tasks import Task
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_two_cpus")]
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def refuse() -> None:
+    raise CheckpointError("model x is broken. Mend it.")
+
+
+def fail() -> None:
+    raise ZeroDivisionError("ours")
+
+
+def die(marker: str, times: int) -> str:
+    """Die by SIGKILL the first ``times`` times, as a worker does that runs out of memory."""
+    path = Path(marker)
+    deaths = int(path.read_text()) if path.exists() else 0
+    if deaths < times:
+        path.write_text(str(deaths + 1))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return f"alive after {deaths} deaths"
+
+
+def count_to(number: int) -> Iterator[int]:
+    yield from range(1, number + 1)
+
+
+def sleep_then_touch(seconds: float, path: str) -> None:
+    time.sleep(seconds)
+    Path(path).touch()
+
+
+def load_number(number: int) -> int:
+    if number < 0:
+        raise CheckpointError(f"model {number} is broken")
+    return number
+
+
+def times(model: int, item: int) -> int:
+    return model * item
+
+
+def test_a_local_ray_listens_on_the_loopback_alone():
+    import ray
+
+    assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
+
+
+def test_results_come_in_the_order_asked_for():
+    tasks = [Task("double", double, (number,), cost=number % 3) for number in range(9)]
+    seen: list[int] = []
+    assert run_tasks(tasks, lambda place, _: seen.append(place)) == list(range(0, 18, 2))
+    assert sorted(seen) == list(range(9))
+
+
+def test_a_users_error_comes_as_it_was_raised():
+    with pytest.raises(CheckpointError, match=r"model x is broken\. Mend it\."):
+        run_tasks([Task("refuse", refuse, (), 1)])
+
+
+def test_our_own_error_keeps_its_type():
+    with pytest.raises(ZeroDivisionError):
+        run_tasks([Task("fail", fail, (), 1)])
+
+
+def test_an_error_cancels_what_has_not_run(tmp_path: Path):
+    late = [Task("late", sleep_then_touch, (1.0, str(tmp_path / f"{i}")), 0) for i in range(4)]
+    with pytest.raises(CheckpointError):
+        run_tasks([Task("refuse", refuse, (), 1), *late])
+    time.sleep(3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_whose_worker_was_killed_runs_again(tmp_path: Path):
+    task = Task("die", die, (str(tmp_path / "deaths"), 1), 1)
+    assert run_tasks([task]) == ["alive after 1 deaths"]
+
+
+def test_a_worker_that_dies_again_and_again_is_one_clear_error(tmp_path: Path):
+    with pytest.raises(NanMergeError, match=r"worker that ran `die` died .*fewer workers"):
+        run_tasks([Task("die", die, (str(tmp_path / "deaths"), 99), 1)])
+    assert int((tmp_path / "deaths").read_text()) == 3  # the first attempt and two retries
+
+
+def test_streams_yield_as_they_go():
+    seen: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    tasks = [Task("count", count_to, (number,), 1) for number in (3, 5, 0)]
+    run_streams(tasks, lambda place, item: seen[place].append(item))
+    assert seen == {0: [1, 2, 3], 1: [1, 2, 3, 4, 5], 2: []}
+
+
+def test_every_model_meets_all_of_its_items():
+    found: list[tuple[str, int, int]] = []
+    jobs = [ModelJob(f"m{m}", load_number, (m,), times, [1, 2, 2]) for m in range(5)]
+    serve_models(jobs, 2, lambda job, item, result: found.append((job.label, item, result)))
+    assert sorted(found) == sorted(
+        (f"m{m}", item, m * item) for m in range(5) for item in (1, 2, 2)
+    )
+
+
+def test_a_model_that_cannot_be_loaded_says_why():
+    with pytest.raises(CheckpointError, match="model -1 is broken"):
+        serve_models([ModelJob("bad", load_number, (-1,), times, [1])], 1, lambda *_: None)
+
+
+def test_ray_merges_to_the_same_bytes_as_one_process(tmp_path: Path, monkeypatch: Any):
+    monkeypatch.setenv("NAN_MERGE_CACHE", str(tmp_path / "cache"))
+    generator = torch.Generator().manual_seed(0)
+    for name in ("base", "a", "b"):
+        (tmp_path / name).mkdir()
+        tensors = {f"layers.{i}.w": torch.randn(50, 70, generator=generator) for i in range(6)}
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    recipe = MergeRecipe.model_validate(
+        {
+            "base": str(tmp_path / "base"),
+            "models": [str(tmp_path / "a"), str(tmp_path / "b")],
+            "method": {"name": "ties", "density": 0.3},
+            "coefficients": {"source": "nan", "target": "task_vector", "scope": "layer"},
+            "shard_bytes": 20_000,
+        }
+    )
+    merge_checkpoint(recipe, tmp_path / "here")
+    merge_checkpoint(recipe, tmp_path / "there", run_tasks)
+    for file in (tmp_path / "here").iterdir():
+        assert file.read_bytes() == (tmp_path / "there" / file.name).read_bytes()

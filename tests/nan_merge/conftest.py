@@ -1,0 +1,58 @@
+"""Small checkpoints, made as the tests need them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+WriteCheckpoint = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAN_MERGE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def write_checkpoint(tmp_path: Path) -> WriteCheckpoint:
+    """Write name -> tensors as a checkpoint folder and return its path."""
+
+    def write(name: str, tensors: dict[str, Tensor]) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text('{"torch_dtype": "float32"}')
+        return str(folder)
+
+    return write
+
+
+@pytest.fixture
+def family(write_checkpoint: WriteCheckpoint) -> dict[str, str]:
+    """A base and three fine-tunes of it, with layers, a scalar, an empty tensor and integers."""
+    generator = torch.Generator().manual_seed(7)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    base = {
+        "embed.weight": draw(11, 4),
+        "layers.0.weight": draw(5, 3),
+        "layers.0.bias": draw(5),
+        "layers.1.weight": draw(600, 1000),  # more than one cell of the grid
+        "layers.10.weight": draw(3, 1),
+        "scale": torch.tensor(1.5),
+        "empty": torch.zeros(0, 3),
+        "position_ids": torch.arange(6),
+    }
+    paths = {"base": write_checkpoint("base", base)}
+    for name, size in (("math", 0.02), ("code", 0.05), ("chat", 0.1)):
+        tuned = {
+            key: value + size * draw(*value.shape) if value.is_floating_point() else value
+            for key, value in base.items()
+        }
+        paths[name] = write_checkpoint(name, tuned)
+    return paths

@@ -1,0 +1,154 @@
+import math
+
+import pytest
+
+from nan_merge.coefficients import WHOLE_MODEL, compute_coefficients, nan_alpha
+from nan_merge.errors import CoefficientError
+from nan_merge.recipe import MergeRecipe
+from nan_merge.statistics import TensorNorms
+
+
+def recipe(method: str = "task_arithmetic", num_models: int = 2, **coefficients: object):
+    models = [{"path": f"m{i}", "name": f"m{i}"} for i in range(num_models)]
+    return MergeRecipe.model_validate(
+        {"base": "b", "models": models, "method": method, "coefficients": coefficients}
+    )
+
+
+def norms(*pairs: tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]):
+    return {f"layers.{i}.w": TensorNorms(*pair) for i, pair in enumerate(pairs)}
+
+
+# Weights of norm 3 and 4 in one tensor, 4 and 3 in the other: 5 and 5 in all. Task vectors of
+# norm 1 and 3, at right angles, in the first tensor alone.
+NORMS = norms(((9.0, 16.0), ((1.0, 0.0), (0.0, 9.0))), ((16.0, 9.0), ((0.0, 0.0), (0.0, 0.0))))
+NAMES = list(NORMS)
+
+
+def test_equation_10_on_numbers_worked_by_hand():
+    # 1/2, 1/4 and 1/4 over their sum 1
+    assert nan_alpha([2.0, 4.0, 4.0]) == (0.5, 0.25, 0.25)
+
+
+def test_power_two_is_the_squared_norm():
+    assert nan_alpha([1.0, 3.0], power=2.0) == pytest.approx((0.9, 0.1), abs=1e-15)
+
+
+def test_alpha_survives_norms_whose_inverse_overflows():
+    assert nan_alpha([1e-310, 1e-310]) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+def test_alpha_refuses_norms_without_an_inverse(bad: float):
+    with pytest.raises(ValueError, match="positive and finite"):
+        nan_alpha([1.0, bad])
+
+
+def test_paper_scale_is_half_the_number_of_models():
+    table = compute_coefficients(recipe(source="nan", target="task_vector"), NAMES, NORMS)
+    assert table.alpha[WHOLE_MODEL] == (0.75, 0.25)
+    assert table.scale == 1.0  # m/2 with m = 2
+    assert table.coefficients[WHOLE_MODEL] == (0.75, 0.25)
+
+
+def test_weight_norms_are_taken_over_all_tensors():
+    table = compute_coefficients(recipe(source="nan"), NAMES, NORMS)
+    assert table.norms[WHOLE_MODEL] == (5.0, 5.0)
+    assert table.alpha[WHOLE_MODEL] == (0.5, 0.5)
+    assert table.is_nearly_uniform()
+
+
+def test_layer_scope_has_its_own_shares():
+    table = compute_coefficients(recipe(source="nan", scope="layer"), NAMES, NORMS)
+    assert table.alpha["layers.0"] == pytest.approx((4 / 7, 3 / 7))
+    assert table.alpha["layers.1"] == pytest.approx((3 / 7, 4 / 7))
+    assert table.for_tensor("layers.1.w") == table.coefficients["layers.1"]
+
+
+def test_a_layer_that_no_model_changed_gets_equal_shares():
+    spec = recipe(source="nan", target="task_vector", scope="layer")
+    assert compute_coefficients(spec, NAMES, NORMS).alpha["layers.1"] == (0.5, 0.5)
+
+
+def test_include_and_exclude_choose_whose_norms_count():
+    only_first = recipe(source="nan", include=["layers.0.*"])
+    assert compute_coefficients(only_first, NAMES, NORMS).norms[WHOLE_MODEL] == (3.0, 4.0)
+    without_first = recipe(source="nan", exclude=["layers.0.*"])
+    assert compute_coefficients(without_first, NAMES, NORMS).norms[WHOLE_MODEL] == (4.0, 3.0)
+
+
+def test_patterns_that_leave_nothing_are_an_error():
+    with pytest.raises(CoefficientError, match="leave no tensor"):
+        compute_coefficients(recipe(source="nan", include=["head.*"]), NAMES, NORMS)
+
+
+def test_norm_scale_makes_the_update_as_long_as_the_mean_task_vector():
+    spec = recipe(source="uniform", scale="norm")
+    table = compute_coefficients(spec, NAMES, NORMS)
+    first, second = table.coefficients[WHOLE_MODEL]
+    # task vectors (1, 0) and (0, 3): mean length 2
+    assert math.hypot(first * 1.0, second * 3.0) == pytest.approx(2.0, rel=1e-6)
+    assert first == second
+
+
+def test_norm_scale_refuses_task_vectors_that_cancel():
+    opposite = norms(((1.0, 1.0), ((1.0, -1.0), (-1.0, 1.0))))
+    with pytest.raises(CoefficientError, match="cancel"):
+        compute_coefficients(recipe(source="uniform", scale="norm"), list(opposite), opposite)
+
+
+def test_matched_has_the_sum_of_nan_in_equal_parts():
+    spec = {"target": "task_vector", "scale": "norm"}
+    learned = compute_coefficients(recipe(source="nan", **spec), NAMES, NORMS)
+    matched = compute_coefficients(recipe(source="matched", **spec), NAMES, NORMS)
+    assert len(set(matched.coefficients[WHOLE_MODEL])) == 1
+    assert sum(matched.coefficients[WHOLE_MODEL]) == pytest.approx(
+        sum(learned.coefficients[WHOLE_MODEL]), rel=1e-6
+    )
+
+
+def test_uniform_lambda_is_every_coefficient():
+    spec = recipe(num_models=3, source="uniform", **{"lambda": 0.3})
+    table = compute_coefficients(spec, ["w"], {})
+    assert table.coefficients[WHOLE_MODEL] == pytest.approx((0.3,) * 3, rel=1e-7)
+
+
+def test_coefficients_are_float32_numbers():
+    import numpy as np
+
+    table = compute_coefficients(recipe(source="uniform", **{"lambda": 0.1}), ["w"], {})
+    (first, _) = table.coefficients[WHOLE_MODEL]
+    assert first == float(np.float32(0.1)) != 0.1
+
+
+def test_fixed_values_are_taken_as_they_are():
+    table = compute_coefficients(recipe(source="fixed", values=[0.25, -1.0]), ["w"], {})
+    assert table.coefficients[WHOLE_MODEL] == (0.25, -1.0)
+
+
+def test_an_average_divides_by_the_sum_of_weights():
+    models = [{"path": "a", "weight": 1.0}, {"path": "b", "weight": 3.0}]
+    spec = MergeRecipe.model_validate({"models": models, "method": "average"})
+    assert compute_coefficients(spec, ["w"], {}).coefficients[WHOLE_MODEL] == (0.25, 0.75)
+
+
+def test_a_zero_norm_is_refused_with_the_models_name():
+    zero = norms(((1.0, 1.0), ((0.0, 0.0), (0.0, 4.0))))
+    with pytest.raises(CoefficientError, match=r"model m0 .*zero_norm: exclude"):
+        compute_coefficients(recipe(source="nan", target="task_vector"), list(zero), zero)
+
+
+def test_an_excluded_zero_norm_gets_nothing_and_does_not_count():
+    zero = norms(((1.0, 1.0), ((0.0, 0.0), (0.0, 4.0))))
+    spec = recipe(source="nan", target="task_vector", zero_norm="exclude")
+    table = compute_coefficients(spec, list(zero), zero)
+    assert table.alpha[WHOLE_MODEL] == (0.0, 1.0)
+    assert table.scale == 0.5  # m/2 with one model left
+
+
+def test_weights_multiply_nan_shares():
+    models = [{"path": "a", "weight": 2.0}, {"path": "b"}]
+    spec = MergeRecipe.model_validate(
+        {"base": "b0", "models": models, "method": "task_arithmetic", "coefficients": "nan"}
+    )
+    assert compute_coefficients(spec, NAMES, NORMS).coefficients[WHOLE_MODEL] == (1.0, 0.5)

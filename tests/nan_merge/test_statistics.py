@@ -1,0 +1,106 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nan_merge.checkpoint import open_checkpoint
+from nan_merge.errors import CheckpointError
+from nan_merge.measure import measure, threshold_rank
+from nan_merge.plan import align, plan_merge
+from nan_merge.recipe import MergeRecipe
+from nan_merge.statistics import (
+    FINE_BITS,
+    bits_to_float,
+    coarse_histograms,
+    find_rank,
+    magnitude_bits,
+    measure_norms,
+    sum_norms,
+)
+from nan_merge.tasks import run_serially
+
+
+def aligned(family: dict[str, str]):
+    opened = [open_checkpoint(path, name) for name, path in family.items()]
+    return align(opened[0], opened[1:])
+
+
+def flat(path: str) -> np.ndarray:
+    from safetensors.torch import load_file
+
+    tensors = load_file(f"{path}/model.safetensors")
+    floats = [tensors[name] for name in sorted(tensors) if tensors[name].is_floating_point()]
+    return torch.cat([tensor.flatten() for tensor in floats]).numpy()
+
+
+def test_norms_agree_with_float64(family: dict[str, str]):
+    whole = sum_norms(list(measure_norms(aligned(family)).values()))
+    base = flat(family["base"])
+    vectors = [(flat(path) - base).astype(np.float64) for path in list(family.values())[1:]]
+    for place, path in enumerate(list(family.values())[1:]):
+        square = np.square(flat(path).astype(np.float64)).sum()
+        assert whole.weight_squares[place] == pytest.approx(square, rel=1e-12)
+        for other, vector in enumerate(vectors):
+            product = float(vectors[place] @ vector)
+            assert whole.gram[place][other] == pytest.approx(product, rel=1e-9, abs=1e-9)
+
+
+def test_norms_do_not_depend_on_how_tensors_are_grouped(family: dict[str, str]):
+    tensors = aligned(family)
+    together = measure_norms(tensors)
+    apart: dict[str, object] = {}
+    for tensor in reversed(tensors):
+        apart |= measure_norms([tensor])
+    assert {name: apart[name] for name in together} == together
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_value_that_is_not_finite_is_named(family: dict[str, str], write_checkpoint, bad: float):
+    from safetensors.torch import load_file
+
+    tensors = load_file(f"{family['math']}/model.safetensors")
+    tensors["layers.0.bias"][3] = bad
+    broken = write_checkpoint("broken", tensors)
+    with pytest.raises(CheckpointError, match=r"broken.*layers\.0\.bias.*element 3 of 5"):
+        measure_norms(aligned({"base": family["base"], "broken": broken}))
+
+
+@pytest.mark.parametrize("density", [0.001, 0.2, 0.5, 0.999, 1.0])
+def test_thresholds_equal_a_sort(family: dict[str, str], density: float):
+    recipe = MergeRecipe.model_validate(
+        {
+            "base": family["base"],
+            "models": [path for name, path in family.items() if name != "base"],
+            "method": {"name": "ties", "density": density},
+        }
+    )
+    (measured,) = measure([plan_merge(recipe)], run_serially)
+    base = flat(family["base"])
+    for place, model in enumerate(recipe.models):
+        magnitudes = np.sort(np.abs(flat(model.path) - base))
+        expected = magnitudes[threshold_rank(len(magnitudes), density) - 1]
+        assert measured.statistics.magnitude_thresholds[place] == expected
+
+
+@given(
+    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=60),
+    st.data(),
+)
+def test_histogram_selection_equals_a_sort(values: list[float], data: st.DataObject):
+    rank = data.draw(st.integers(1, len(values)))
+    bits = magnitude_bits(torch.tensor(values, dtype=torch.float32))
+    coarse = np.bincount(bits >> FINE_BITS, minlength=1 << 15)
+    chosen, inner_rank = find_rank(coarse, rank)
+    inside = bits[bits >> FINE_BITS == chosen] & ((1 << FINE_BITS) - 1)
+    fine_bin, _ = find_rank(np.bincount(inside, minlength=1 << FINE_BITS), inner_rank)
+    found = bits_to_float(chosen << FINE_BITS | fine_bin)
+    assert found == sorted(abs(np.float32(value)) for value in values)[rank - 1]
+
+
+def test_histograms_count_every_float_once(family: dict[str, str]):
+    tensors = aligned(family)
+    num_floats = sum(t.reference.num_elements for t in tensors if t.is_merged)
+    assert coarse_histograms(tensors).sum(axis=1).tolist() == [num_floats] * 3
