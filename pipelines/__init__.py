@@ -1,0 +1,1 @@
+"""Composition: run files, the command line, tracking, reports."""

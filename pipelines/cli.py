@@ -1,0 +1,258 @@
+"""The command `nan-merge`: reads arguments, calls one function per command, explains errors.
+
+Exit codes: 0 done, 2 an error (the message says what to mend), 130 interrupted by Ctrl-C.
+Heavy libraries are imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from nan_merge.errors import DataError, MissingExtraError, NanMergeError
+
+ERROR, INTERRUPTED = 2, 130
+
+# Module that a bare installation lacks -> extra that brings it.
+_EXTRAS = {
+    "jinja2": "track",
+    "matplotlib": "track",
+    "mlflow": "track",
+    "mlxtend": "quickstart",
+    "open_clip": "eval",
+    "PIL": "eval",
+    "ray": "cluster",
+    "skimage": "quickstart",
+    "sklearn": "quickstart",
+    "torchvision": "eval",
+    "vllm": "vllm",
+}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE...",
+        show_default=False,
+        help="Changes to the file, e.g. seed=1 or method.density=0.3; values are YAML.",
+    ),
+]
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file with one merge.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+class SchemaName(StrEnum):
+    """What `nan-merge schema` can print."""
+
+    RUN = "run"
+    RECIPE = "recipe"
+
+
+def main() -> None:
+    """Entry point of the command; leaves by `SystemExit`."""
+    with _explain_errors(debug=False):
+        app(prog_name="nan-merge")
+
+
+@app.callback(
+    epilog="Start here:\n\nnan-merge run configs/quickstart.yaml\n\n"
+    "nan-merge merge recipe.yaml merged/\n\nnan-merge COMMAND --help shows examples."
+)
+def nan_merge(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", envvar="NAN_MERGE_DEBUG", help="Show the traceback of an error."),
+    ] = False,
+) -> None:
+    """Merge fine-tuned models, evaluate the results in parallel, compare them."""
+    if show_version:
+        typer.echo(f"nan-merge {version('nan-merge')}")
+        raise typer.Exit
+    if debug:
+        # The commands look here; so do the workers that they start.
+        os.environ["NAN_MERGE_DEBUG"] = "1"
+
+
+@app.command(
+    epilog="Examples:\n\nnan-merge run configs/quickstart.yaml\n\n"
+    "nan-merge run configs/quickstart.yaml --seeds 3\n\n"
+    "nan-merge run configs/quickstart.yaml seed=1 track.mlflow=false\n\n"
+    "nan-merge run run.yaml merges.0.method.density=0.3 cluster.address=auto"
+)
+def run(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Run file (YAML).")],
+    overrides: Overrides = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Repeat with N seeds and show the spread.")
+    ] = 1,
+    debug: Debug = False,
+) -> None:
+    """Train or load the models, merge them, evaluate everything, print the table."""
+    with _explain_errors(debug):
+        import yaml
+
+        from nan_merge.yaml_config import load_config
+        from pipelines.config import RunConfig
+
+        checked = load_config(config, RunConfig, overrides or ())
+        from pipelines.run import run_config
+
+        content = checked.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        config_yaml = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        run_config(checked, config_yaml, seeds=seeds, console=Console())
+
+
+@app.command(
+    epilog="Examples:\n\nnan-merge merge recipe.yaml merged/\n\n"
+    "nan-merge merge recipe.yaml merged-0.3/ method.density=0.3\n\n"
+    "nan-merge merge recipe.yaml merged/ coefficients=nan coefficients.target=task_vector"
+)
+def merge(
+    recipe: Recipe,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the merged model.")],
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Merge models on this machine and write the result to a folder."""
+    with _explain_errors(debug):
+        from nan_merge.recipe import MergeRecipe
+        from nan_merge.yaml_config import load_config
+
+        checked = load_config(recipe, MergeRecipe, overrides or ())
+        from pipelines.merge import merge_command
+
+        merge_command(checked, output, Console())
+
+
+@app.command(
+    epilog="Examples:\n\nnan-merge plan recipe.yaml\n\n"
+    "nan-merge plan recipe.yaml dtype=bfloat16 shard_bytes=5000000000"
+)
+def plan(recipe: Recipe, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Check whether models can be merged and what it would write; merges nothing."""
+    with _explain_errors(debug):
+        from nan_merge.recipe import MergeRecipe
+        from nan_merge.yaml_config import load_config
+
+        checked = load_config(recipe, MergeRecipe, overrides or ())
+        from pipelines.merge import plan_command
+
+        plan_command(checked, Console())
+
+
+@app.command(epilog="Examples:\n\nnan-merge show runs/quickstart")
+def show(
+    run_folder: Annotated[
+        Path, typer.Argument(metavar="RUN_FOLDER", help="Folder of a finished run.")
+    ],
+    debug: Debug = False,
+) -> None:
+    """Print the table of a finished run again."""
+    with _explain_errors(debug):
+        from pipelines.results import read_results
+        from pipelines.table import results_table
+
+        try:
+            results = read_results(run_folder)
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{run_folder} holds no finished run: {Path(str(error.filename)).name} is missing. "
+                "Name the folder that `nan-merge run` printed, e.g. runs/quickstart."
+            ) from error
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(
+                f"{run_folder} holds damaged results: {error}. Run the same command again."
+            ) from error
+        Console().print(results_table(results))
+
+
+@app.command(
+    epilog="Examples:\n\nnan-merge schema run > run.schema.json\n\n"
+    "nan-merge schema recipe > recipe.schema.json\n\n"
+    "Editors use it when the YAML file starts with:\n\n"
+    "# yaml-language-server: $schema=run.schema.json"
+)
+def schema(
+    name: Annotated[SchemaName, typer.Argument(help="Which kind of file.")] = SchemaName.RUN,
+    debug: Debug = False,
+) -> None:
+    """Print the JSON Schema of a run file or a recipe, for editors."""
+    with _explain_errors(debug):
+        from nan_merge.recipe import MergeRecipe
+        from nan_merge.yaml_config import schema_json
+        from pipelines.config import RunConfig
+
+        typer.echo(schema_json(RunConfig if name is SchemaName.RUN else MergeRecipe))
+
+
+@contextmanager
+def _explain_errors(debug: bool) -> Iterator[None]:
+    """Turn an exception into one message on stderr and an exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _print_message("", "Interrupted. Run the same command again to continue.")
+        _leave(INTERRUPTED, debug)
+    except NanMergeError as error:
+        # Ray raises what a worker raised with the worker's traceback in its text.
+        cause = getattr(error, "cause", None)
+        _print_message("error:", str(cause if isinstance(cause, NanMergeError) else error))
+        _leave(ERROR, debug)
+    except ModuleNotFoundError as error:
+        _print_message("error:", str(_missing_module(error)))
+        _leave(ERROR, debug)
+    except Exception as error:
+        if isinstance(error, typer.Exit | typer.Abort):
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        hint = "rerun with --debug for the traceback and report it"
+        _print_message("internal error:", f"{what}; {hint}")
+        _leave(ERROR, debug)
+
+
+def _missing_module(error: ModuleNotFoundError) -> NanMergeError:
+    module = (error.name or "").partition(".")[0]
+    extra = _EXTRAS.get(module)
+    if extra is None:
+        mend = "the installation is incomplete, install nan-merge again"
+    else:
+        mend = f"pip install 'nan-merge[{extra}]'"
+    return MissingExtraError(f"{module or error} is not installed: {mend}")
+
+
+def _leave(code: int, debug: bool) -> None:
+    if debug or os.environ.get("NAN_MERGE_DEBUG", "") not in ("", "0"):
+        traceback.print_exc()
+    # Not typer.Exit: that only means something within a command.
+    sys.exit(code)
+
+
+def _print_message(prefix: str, message: str) -> None:
+    console = Console(stderr=True)
+    text = Text.assemble((prefix, "bold red"), " " if prefix else "", message)
+    console.print(text, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""The report of a run: one HTML page that needs nothing else, to read, print or send."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nan_merge.errors import MissingExtraError
+from nan_merge.publish import write_text_atomically
+from pipelines.plots import accuracy_plot, coefficients_plot, norms_plot
+from pipelines.results import RunResults
+from pipelines.sheet import MISSING, Cell, Line, Sheet
+from pipelines.table import (
+    differences_sheet,
+    merged_models,
+    metric_name,
+    results_sheet,
+    sample_counts,
+    seeds_sheet,
+)
+
+TEMPLATES = Path(__file__).parent / "templates"
+ACCURACY_CAPTION = (
+    "One panel per benchmark, each on its own scale. Dots are merged models with one standard "
+    "error over test samples; lines are the models that were not merged."
+)
+NORMS_CAPTION = (
+    "Norm of each fine-tuned model's weights and of its task vector (fine-tuned minus base), each "
+    "on its own scale that does not start at zero. NAN weighs a model by the inverse of its norm."
+)
+COEFFICIENTS_CAPTION = (
+    "What multiplies each fine-tuned model (columns) in each merge (rows), scale included. "
+    "White is an equal share of the row's sum."
+)
+GPU_NOTE = "GPU paths of this software are unverified, unless a GPU is named among the facts."
+
+
+def write_report(results: RunResults, folder: Path) -> Path:
+    """Write ``report.html`` to ``folder``: scores, differences, plots, coefficients, facts.
+
+    An older page is replaced in one step. Returns the page's path.
+
+    Raises:
+        MissingExtraError: If jinja2 or matplotlib is not installed.
+    """
+    page = _render(
+        "report.html.jinja",
+        title=f"{results.name} (seed {results.seed})",
+        summary=run_summary(results),
+        scores=results_sheet(results),
+        differences=baseline_sheet(results),
+        coefficients=coefficients_sheet(results),
+        accuracy_svg=accuracy_plot(results) if results.rows else "",
+        accuracy_caption=ACCURACY_CAPTION,
+        norms_svg=norms_plot(results) if any(results.model_norms.values()) else "",
+        norms_caption=NORMS_CAPTION,
+        coefficients_svg=coefficients_plot(results) if coefficients_sheet(results) else "",
+        coefficients_caption=COEFFICIENTS_CAPTION,
+        failures=results.failures,
+        notes=_notes(results),
+        facts=results.facts,
+        config_yaml=results.config_yaml,
+    )
+    write_text_atomically(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def write_seeds_report(results: Sequence[RunResults], folder: Path) -> Path:
+    """Write ``seeds_report.html`` to ``folder``: spread over seeds and differences paired by seed.
+
+    Every merged model is compared to `baseline_model`.
+    """
+    first = results[0]
+    baseline = baseline_model(first)
+    pairs = [(model, baseline) for model in merged_models(first) if baseline and model != baseline]
+    seeds = ", ".join(str(run.seed) for run in results)
+    page = _render(
+        "seeds_report.html.jinja",
+        title=f"{first.name} over seeds {seeds}",
+        summary=(
+            f"The run {first.name} was repeated with {len(results)} seeds ({seeds}). "
+            f"Seed {first.seed} alone: {run_summary(first)}"
+        ),
+        scores=seeds_sheet(results),
+        differences=differences_sheet(results, pairs) if pairs else None,
+        failures={
+            f"seed {run.seed}: {what}": why for run in results for what, why in run.failures.items()
+        },
+        notes=[
+            "± is the sample standard deviation over seeds (n − 1), uncertain if seeds are few.",
+            "Differences are paired by seed, because a seed moves all models together.",
+            GPU_NOTE,
+        ],
+        runs=[
+            {
+                "seed": run.seed,
+                # Two figures on a page must not share the ids of their letters.
+                "accuracy_svg": accuracy_plot(run, prefix=f"seed{run.seed}"),
+                "caption": ACCURACY_CAPTION,
+                "facts": run.facts,
+            }
+            for run in results
+        ],
+        config_yaml=first.config_yaml,
+    )
+    write_text_atomically(folder / "seeds_report.html", page)
+    return folder / "seeds_report.html"
+
+
+def run_summary(results: RunResults) -> str:
+    """What was run and what came out, in a few sentences."""
+    merged = merged_models(results)
+    fine_tuned = dict.fromkeys(name for merge in results.merges for name in merge.coefficients)
+    methods = dict.fromkeys(row.method for row in results.rows if row.kind == "merged")
+    text = (
+        f"{len(fine_tuned)} fine-tuned models were merged in {len(merged)} ways "
+        f"({', '.join(methods)})"
+        if merged
+        else "No model was merged"
+    )
+    text += (
+        f"; {len(results.models())} rows of scores on {len(results.benchmarks())} benchmarks "
+        f"({metric_name(results)}, n = {sample_counts(results)} test samples each)."
+    )
+    averages = {model: found for model in merged if (found := results.average(model))}
+    if averages:
+        best = max(averages, key=lambda model: averages[model][0])
+        text += f" The best average of a merged model is {_with_error(averages[best])} % ({best})"
+        kinds = {row.kind: row.model for row in results.rows if row.kind != "merged"}
+        for kind, model in kinds.items():
+            average = results.average(model)
+            text += f", {kind} {_with_error(average)} %" if average else ""
+        text += "."
+    return text
+
+
+def baseline_model(results: RunResults) -> str | None:
+    """The merged model that others are compared to: the first by Task Arithmetic, or the first."""
+    merged = [row for row in results.rows if row.kind == "merged"]
+    plain = [row for row in merged if row.method == "task_arithmetic"]
+    return next((row.model for row in plain + merged), None)
+
+
+def baseline_sheet(results: RunResults) -> Sheet | None:
+    """Each merged model's average minus the baseline's, in percentage points.
+
+    The standard error treats the two averages as independent. All models answer the same
+    samples, which makes scores move together, so the true error is smaller, as a rule.
+    """
+    baseline = baseline_model(results)
+    reference = results.average(baseline) if baseline else None
+    if baseline is None or reference is None:
+        return None
+    lines = []
+    for model in merged_models(results):
+        average = results.average(model)
+        if model == baseline:
+            cells = (Cell(_percent(reference[0])), Cell("baseline"), Cell(""))
+        elif average is None:
+            cells = (Cell(MISSING),) * 3
+        else:
+            points = (average[0] - reference[0]) * 100
+            error = (average[1] ** 2 + reference[1] ** 2) ** 0.5 * 100
+            ratio = f"{points / error:+.1f}" if error > 0 else MISSING
+            cells = (
+                Cell(_percent(average[0])),
+                Cell(f"{points:+.2f}", f"{error:.2f}"),
+                Cell(ratio),
+            )
+        lines.append(Line(model, cells))
+    caption = (
+        f"Average minus that of {baseline}, in percentage points; ±: standard error of the "
+        "difference as if the two models had answered different samples. They answered the same "
+        "ones, so this is conservative: the true error is smaller, as a rule. A difference within "
+        "two errors is not told apart from none by this table."
+    )
+    columns = ("average", "difference", "in errors")
+    return Sheet(f"Differences to {baseline}", "merged model", columns, tuple(lines), caption)
+
+
+def coefficients_sheet(results: RunResults) -> Sheet | None:
+    """Coefficients of every merge with the norms' target and the scale behind them."""
+    merges = [merge for merge in results.merges if merge.coefficients]
+    models = list(dict.fromkeys(name for merge in merges for name in merge.coefficients))
+    lines = tuple(
+        Line(
+            merge.model,
+            (
+                Cell(merge.norm_target.replace("_", " ") or MISSING),
+                Cell(f"{merge.scale:.4g}"),
+                *(
+                    Cell(
+                        f"{merge.coefficients[name]:.4f}" if name in merge.coefficients else MISSING
+                    )
+                    for name in models
+                ),
+                Cell(f"{sum(merge.coefficients.values()):.3f}"),
+            ),
+        )
+        for merge in merges
+    )
+    caption = (
+        "Norm of: what the weights alpha were made from. Scale: the factor from alpha to the "
+        "coefficients shown, lambda included."
+    )
+    columns = ("norm of", "scale", *models, "sum")
+    return Sheet("Coefficients", "merge", columns, lines, caption) if merges else None
+
+
+def _notes(results: RunResults) -> list[str]:
+    return [
+        f"n = {sample_counts(results)} test samples per benchmark. ± is the sampling error over "
+        "these samples only; it says nothing about another training seed, which can move "
+        "scores by more.",
+        "The average weighs every benchmark equally; its ± adds the errors of the benchmarks "
+        "as independent. A model that misses a benchmark has no average.",
+        "* marks the best merged model of a column, however small its lead.",
+        GPU_NOTE,
+    ]
+
+
+def _percent(value: float) -> str:
+    return f"{value * 100:.1f}"
+
+
+def _with_error(average: tuple[float, float]) -> str:
+    return f"{_percent(average[0])} ± {_percent(average[1])}"
+
+
+def _render(template: str, **values: Any) -> str:
+    """Fill a template; everything is escaped but the figures, which are our own."""
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+        from markupsafe import Markup
+    except ImportError as error:
+        raise MissingExtraError(
+            "the report needs jinja2: pip install 'nan-merge[track]'"
+        ) from error
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["svg"] = Markup
+    return environment.get_template(template).render(values)
