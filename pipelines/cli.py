@@ -50,7 +50,7 @@ app = typer.Typer(
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="KEY=VALUE...",
+        metavar="KEY=VALUE",
         show_default=False,
         help="Changes to the file, e.g. seed=1 or method.density=0.3; values are YAML.",
     ),
@@ -72,13 +72,22 @@ def main() -> None:
         app(prog_name="nan-merge")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nan-merge {version('nan-merge')}")
+        raise typer.Exit
+
+
 @app.callback(
     epilog="Start here:\n\nnan-merge run configs/quickstart.yaml\n\n"
     "nan-merge merge recipe.yaml merged/\n\nnan-merge COMMAND --help shows examples."
 )
 def nan_merge(
     show_version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
     ] = False,
     debug: Annotated[
         bool,
@@ -86,9 +95,6 @@ def nan_merge(
     ] = False,
 ) -> None:
     """Merge fine-tuned models, evaluate the results in parallel, compare them."""
-    if show_version:
-        typer.echo(f"nan-merge {version('nan-merge')}")
-        raise typer.Exit
     if debug:
         # The commands look here; so do the workers that they start.
         os.environ["NAN_MERGE_DEBUG"] = "1"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,7 @@ from pipelines.progress import RunProgress
 from pipelines.report import write_report, write_seeds_report
 from pipelines.results import RunResults, write_results
 from pipelines.table import results_table, seeds_table
-from pipelines.tracking import TrackingError, track_run
+from pipelines.tracking import TrackingError, comparison_path, track_run
 from pipelines.workers import Workers
 
 
