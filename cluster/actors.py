@@ -60,7 +60,7 @@ def serve_models(
         NanMergeError: The first error of a job, or an actor that died.
     """
     pending = list(jobs)[::-1]
-    actors = [_ModelActor.remote() for _ in range(min(num_actors, len(jobs)))]
+    actors: list[Any] = [_ModelActor.remote() for _ in range(min(num_actors, len(jobs)))]
     running: dict[Any, tuple[Any, ModelJob, Any, bool]] = {}
 
     def send_next(actor: Any) -> None:

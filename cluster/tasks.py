@@ -65,8 +65,10 @@ def run_streams(tasks: Sequence[Task], on_item: Report) -> None:
     Raises:
         NanMergeError: As in `run_tasks`.
     """
-    places = {_stream.remote(task.function, task.arguments): i for i, task in largest_first(tasks)}
-    waiting: list[Any] = list(places)
+    places: dict[Any, int] = {
+        _stream.remote(task.function, task.arguments): i for i, task in largest_first(tasks)
+    }
+    waiting = list(places)
     with cancelling(waiting):
         while waiting:
             ready, _ = ray.wait(waiting, num_returns=1, fetch_local=False)

