@@ -71,10 +71,10 @@ def run_streams(tasks: Sequence[Task], on_item: Report) -> None:
     waiting = list(places)
     with cancelling(waiting):
         while waiting:
-            ready, _ = ray.wait(waiting, num_returns=1, fetch_local=False)
+            ready: list[Any] = ray.wait(waiting, num_returns=1, fetch_local=False)[0]
             for stream in ready:
                 try:
-                    reference = next(stream)
+                    reference: Any = next(stream)
                 except StopIteration:
                     waiting.remove(stream)
                     continue

@@ -103,7 +103,7 @@ def explain_write_errors(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutputError(
                 f"No space left on the disk while writing {path}. Nothing was published. "
                 "Free some space, or write to another disk, and run the same command again."

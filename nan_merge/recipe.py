@@ -33,16 +33,10 @@ def _or_short(*short_forms: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
     return extend
 
 
-def _model_or_path(schema: dict[str, Any]) -> None:
-    # A name is always there once checked, but a file may leave it out.
-    schema["required"].remove("name")
-    _or_short({"type": "string"})(schema)
-
-
 class ModelReference(StrictModel):
     """One fine-tuned model."""
 
-    model_config = ConfigDict(json_schema_extra=_model_or_path)
+    model_config = ConfigDict(json_schema_extra=_or_short({"type": "string"}))
 
     path: str
     """Folder of a checkpoint, or a hub id such as `org/model` or `org/model@revision`."""

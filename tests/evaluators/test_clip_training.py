@@ -41,7 +41,7 @@ def toy_set(name: str) -> ImageSet:
 SETS = [toy_set("photo"), toy_set("painting")]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

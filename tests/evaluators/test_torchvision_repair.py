@@ -67,6 +67,8 @@ def test_installed_hook_works_without_the_project(tmp_path, monkeypatch):
     torchvision_repair.install_for_all_processes(tmp_path)
     code = f"""
 import site, sys
+sys.meta_path[:] = [each for each in sys.meta_path if "repair" not in type(each).__module__]
+sys.modules.pop({torchvision_repair.HOOK_MODULE!r}, None)  # one that this environment may have
 site.addsitedir({str(tmp_path)!r})  # what Python does with site-packages when it starts
 assert "torch" not in sys.modules
 assert type(sys.meta_path[0]).__module__ == {torchvision_repair.HOOK_MODULE!r}
