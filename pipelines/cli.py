@@ -14,13 +14,16 @@ from contextlib import contextmanager
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from nan_merge.errors import DataError, MissingExtraError, NanMergeError
+
+if TYPE_CHECKING:
+    from pipelines.results import RunResults
 
 ERROR, INTERRUPTED = 2, 130
 
@@ -167,30 +170,46 @@ def plan(recipe: Recipe, overrides: Overrides = None, debug: Debug = False) -> N
         plan_command(checked, Console())
 
 
-@app.command(epilog="Examples:\n\nnan-merge show runs/quickstart")
+@app.command(
+    epilog="Examples:\n\nnan-merge show runs/quickstart\n\n"
+    "nan-merge show runs/quickstart runs/quickstart-seed1 --markdown"
+)
 def show(
-    run_folder: Annotated[
-        Path, typer.Argument(metavar="RUN_FOLDER", help="Folder of a finished run.")
+    run_folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN_FOLDER...", help="Folders of finished runs.")
     ],
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print Markdown instead of a drawn table.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """Print the table of a finished run again."""
+    """Print the table of a finished run again; of several runs, the spread over their seeds."""
     with _explain_errors(debug):
-        from pipelines.results import read_results
-        from pipelines.table import results_table
+        from pipelines import table
 
-        try:
-            results = read_results(run_folder)
-        except FileNotFoundError as error:
-            raise DataError(
-                f"{run_folder} holds no finished run: {Path(str(error.filename)).name} is missing. "
-                "Name the folder that `nan-merge run` printed, e.g. runs/quickstart."
-            ) from error
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DataError(
-                f"{run_folder} holds damaged results: {error}. Run the same command again."
-            ) from error
-        Console().print(results_table(results))
+        runs = [_read_run(folder) for folder in run_folders]
+        if markdown:
+            single, several = table.markdown_table, table.markdown_seeds_table
+            typer.echo(several(runs) if len(runs) > 1 else single(runs[0]))
+        else:
+            drawn = table.seeds_table(runs) if len(runs) > 1 else table.results_table(runs[0])
+            Console().print(drawn)
+
+
+def _read_run(run_folder: Path) -> RunResults:
+    from pipelines.results import read_results
+
+    try:
+        return read_results(run_folder)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{run_folder} holds no finished run: {Path(str(error.filename)).name} is missing. "
+            "Name the folder that `nan-merge run` printed, e.g. runs/quickstart."
+        ) from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{run_folder} holds damaged results: {error}. Run the same command again."
+        ) from error
 
 
 @app.command(

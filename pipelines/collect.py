@@ -10,6 +10,7 @@ from typing import Any
 
 from evaluators.scores import Score
 from nan_merge.recipe import MergeRecipe, ModelReference
+from pipelines.config import MergeEntry
 from pipelines.results import MergeSummary, ResultRow, RowKind
 
 PRETRAINED, INDIVIDUAL = "Pretrained", "Individual"
@@ -86,6 +87,23 @@ def _means(by_model: Mapping[str, Any]) -> dict[str, float]:
         model: sum(value.values()) / len(value) if isinstance(value, dict) else value
         for model, value in by_model.items()
     }
+
+
+def ablation_pairs(merges: Sequence[MergeEntry]) -> list[tuple[str, str]]:
+    """Pairs of merges that differ in their coefficients alone, so that a difference means it.
+
+    NAN against uniform coefficients of NAN's sum shows what its allocation is worth; those
+    against plain uniform coefficients show what its scale is worth.
+    """
+    pairs: list[tuple[str, str]] = []
+    for other in merges:
+        for entry in merges:
+            source, baseline = entry.coefficients.source, other.coefficients.source
+            scale = entry.coefficients.scale == other.coefficients.scale
+            related = (source, baseline) in (("nan", "matched"), ("matched", "uniform"))
+            if entry.method == other.method and scale and related:
+                pairs.append((entry.name, other.name))
+    return pairs
 
 
 def environment_facts() -> dict[str, str]:

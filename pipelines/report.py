@@ -39,11 +39,21 @@ GPU_NOTE = "GPU paths of this software are unverified, unless a GPU is named amo
 def write_report(results: RunResults, folder: Path) -> Path:
     """Write ``report.html`` to ``folder``: scores, differences, plots, coefficients, facts.
 
-    An older page is replaced in one step. Returns the page's path.
+    Its plots are also files, ``plots/*.svg``. Older ones are replaced. Returns the page's path.
 
     Raises:
         MissingExtraError: If jinja2 or matplotlib is not installed.
     """
+    plots = {
+        "accuracy": accuracy_plot(results) if results.rows else "",
+        "norms": norms_plot(results) if any(results.model_norms.values()) else "",
+        "coefficients": coefficients_plot(results) if coefficients_sheet(results) else "",
+    }
+    for name, drawing in plots.items():
+        if drawing:
+            # On its own a drawing has no page behind it, which may be dark where it is shown.
+            alone = drawing.replace("height:auto", "height:auto;background:#fff", 1)
+            write_text_atomically(folder / "plots" / f"{name}.svg", alone)
     page = _render(
         "report.html.jinja",
         title=f"{results.name} (seed {results.seed})",
@@ -51,11 +61,11 @@ def write_report(results: RunResults, folder: Path) -> Path:
         scores=results_sheet(results),
         differences=baseline_sheet(results),
         coefficients=coefficients_sheet(results),
-        accuracy_svg=accuracy_plot(results) if results.rows else "",
+        accuracy_svg=plots["accuracy"],
         accuracy_caption=ACCURACY_CAPTION,
-        norms_svg=norms_plot(results) if any(results.model_norms.values()) else "",
+        norms_svg=plots["norms"],
         norms_caption=NORMS_CAPTION,
-        coefficients_svg=coefficients_plot(results) if coefficients_sheet(results) else "",
+        coefficients_svg=plots["coefficients"],
         coefficients_caption=COEFFICIENTS_CAPTION,
         failures=results.failures,
         notes=_notes(results),

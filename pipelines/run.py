@@ -26,6 +26,7 @@ from nan_merge.recipe import MergeRecipe, ModelReference
 from nan_merge.tasks import Task
 from pipelines.collect import (
     PRETRAINED,
+    ablation_pairs,
     environment_facts,
     merge_summary,
     result_rows,
@@ -36,7 +37,7 @@ from pipelines.experts import data_folder, prepare_sets, train_experts
 from pipelines.progress import RunProgress
 from pipelines.report import write_report, write_seeds_report
 from pipelines.results import RunResults, write_results
-from pipelines.table import results_table, seeds_table
+from pipelines.table import results_table, seed_differences, seeds_table
 from pipelines.tracking import TrackingError, comparison_path, track_run
 from pipelines.workers import Workers
 
@@ -83,6 +84,8 @@ def run_config(
         together = Path(f"{config.folder}-{seeds}seeds")
         report = write_seeds_report(found, together)
         console.print(seeds_table(found))
+        if pairs := ablation_pairs(config.merges):
+            console.print(seed_differences(found, pairs))
         console.print(f"Report over seeds: {report}", markup=False, highlight=False)
     return found
 

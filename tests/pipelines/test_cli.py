@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -82,6 +83,15 @@ def test_show_prints_the_table_of_a_finished_run(folder, tiny):
     result = invoke("show", "runs")
     assert result.exit_code == 0, result.output
     assert "TIES" in result.stdout
+
+
+def test_show_prints_markdown_and_the_spread_over_seeds(folder, tiny):
+    write_results(tiny, folder / "one")
+    write_results(replace(tiny, seed=tiny.seed + 1), folder / "two")
+    single = invoke("show", "one", "--markdown")
+    assert single.stdout.startswith("| model ")
+    several = invoke("show", "one", "two", "--markdown")
+    assert "sample standard deviation over seeds" in several.stdout
 
 
 @pytest.mark.parametrize(
