@@ -75,6 +75,14 @@ def main() -> None:
         app(prog_name="nan-merge")
 
 
+def _console() -> Console:
+    """Standard output; a file or a pipe, which has no width, is 100 columns wide."""
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 100
+    return console
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"nan-merge {version('nan-merge')}")
@@ -129,7 +137,7 @@ def run(
 
         content = checked.model_dump(mode="json", by_alias=True, exclude_unset=True)
         config_yaml = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        run_config(checked, config_yaml, seeds=seeds, console=Console())
+        run_config(checked, config_yaml, seeds=seeds, console=_console())
 
 
 @app.command(
@@ -151,7 +159,7 @@ def merge(
         checked = load_config(recipe, MergeRecipe, overrides or ())
         from pipelines.merge import merge_command
 
-        merge_command(checked, output, Console())
+        merge_command(checked, output, _console())
 
 
 @app.command(
@@ -167,7 +175,7 @@ def plan(recipe: Recipe, overrides: Overrides = None, debug: Debug = False) -> N
         checked = load_config(recipe, MergeRecipe, overrides or ())
         from pipelines.merge import plan_command
 
-        plan_command(checked, Console())
+        plan_command(checked, _console())
 
 
 @app.command(
@@ -192,8 +200,13 @@ def show(
             single, several = table.markdown_table, table.markdown_seeds_table
             typer.echo(several(runs) if len(runs) > 1 else single(runs[0]))
         else:
-            drawn = table.seeds_table(runs) if len(runs) > 1 else table.results_table(runs[0])
-            Console().print(drawn)
+            console = _console()
+            drawn = (
+                table.seeds_table(runs, console.width)
+                if len(runs) > 1
+                else table.results_table(runs[0], console.width)
+            )
+            console.print(drawn)
 
 
 def _read_run(run_folder: Path) -> RunResults:

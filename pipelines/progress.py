@@ -39,7 +39,7 @@ class RunProgress:
 
     def say(self, text: str) -> None:
         """Print a line above the bars, exactly as it is."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str, total: int) -> Generator[StageProgress]:

@@ -83,7 +83,7 @@ def run_config(
     if seeds > 1:
         together = Path(f"{config.folder}-{seeds}seeds")
         report = write_seeds_report(found, together)
-        console.print(seeds_table(found))
+        console.print(seeds_table(found, console.width))
         if pairs := ablation_pairs(config.merges):
             console.print(seed_differences(found, pairs))
         console.print(f"Report over seeds: {report}", markup=False, highlight=False)
@@ -227,7 +227,7 @@ def _publish(
                 bar.advance()
         except TrackingError as error:
             progress.say(f"warning: {error}")
-    progress.console.print(results_table(results))
+    progress.console.print(results_table(results, progress.console.width))
     progress.say(f"\nResults   {rows}\nReport    {report}   (open it in a browser)")
     progress.say(f"Show      {command('nan-merge')} show {folder}")
     if uri:

@@ -52,8 +52,8 @@ class Sheet:
     caption: str
 
 
-def rich_table(sheet: Sheet) -> Table:
-    """Draw a sheet for a terminal; the mark "*" stays where colours are off."""
+def rich_table(sheet: Sheet, width: int = 100) -> Table:
+    """Draw a sheet for a terminal of ``width`` columns; its "*" stays where colours are off."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -75,8 +75,8 @@ def rich_table(sheet: Sheet) -> Table:
     for label, line in zip(labels, sheet.lines, strict=True):
         if line.opens_group:
             table.add_section()
-        # The last column, an average, has room for its ± on one line.
-        last = len(line.cells) - 1
+        # In 100 columns the last one, an average, has room for its ± on one line.
+        last = len(line.cells) - (width >= 100)
         table.add_row(
             Text(label),
             *(

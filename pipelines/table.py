@@ -18,14 +18,14 @@ Scores = dict[tuple[str, str | None], tuple[float, str]]
 # (model, benchmark) -> value in [0, 1] and its ±; no benchmark stands for the average.
 
 
-def results_table(results: RunResults) -> Table:
-    """The scores of one run, drawn for a terminal."""
-    return rich_table(results_sheet(results))
+def results_table(results: RunResults, width: int = 100) -> Table:
+    """The scores of one run, drawn for a terminal of ``width`` columns."""
+    return rich_table(results_sheet(results), width)
 
 
-def seeds_table(results: Sequence[RunResults]) -> Table:
-    """Mean and sample standard deviation over seeds, drawn for a terminal."""
-    return rich_table(seeds_sheet(results))
+def seeds_table(results: Sequence[RunResults], width: int = 100) -> Table:
+    """Mean and sample standard deviation over seeds, drawn for a terminal of ``width`` columns."""
+    return rich_table(seeds_sheet(results), width)
 
 
 def seed_differences(results: Sequence[RunResults], pairs: Sequence[tuple[str, str]]) -> Table:
