@@ -49,11 +49,6 @@ def write_report(results: RunResults, folder: Path) -> Path:
         "norms": norms_plot(results) if any(results.model_norms.values()) else "",
         "coefficients": coefficients_plot(results) if coefficients_sheet(results) else "",
     }
-    for name, drawing in plots.items():
-        if drawing:
-            # On its own a drawing has no page behind it, which may be dark where it is shown.
-            alone = drawing.replace("height:auto", "height:auto;background:#fff", 1)
-            write_text_atomically(folder / "plots" / f"{name}.svg", alone)
     page = _render(
         "report.html.jinja",
         title=f"{results.name} (seed {results.seed})",
@@ -72,6 +67,11 @@ def write_report(results: RunResults, folder: Path) -> Path:
         facts=results.facts,
         config_yaml=results.config_yaml,
     )
+    for name, drawing in plots.items():
+        if drawing:
+            # On its own a drawing has no page behind it, which may be dark where it is shown.
+            alone = drawing.replace("height:auto", "height:auto;background:#fff", 1)
+            write_text_atomically(folder / "plots" / f"{name}.svg", alone)
     write_text_atomically(folder / "report.html", page)
     return folder / "report.html"
 
