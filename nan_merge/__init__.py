@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from nan_merge.merge import merge_checkpoint, merge_checkpoints
     from nan_merge.plan import plan_merge
     from nan_merge.recipe import MergeRecipe
+    from nan_merge.recipe_file import load_recipe
     from nan_merge.yaml_config import load_config
 
 _HOMES = {
     "MergeRecipe": "nan_merge.recipe",
     "NanMergeError": "nan_merge.errors",
     "load_config": "nan_merge.yaml_config",
+    "load_recipe": "nan_merge.recipe_file",
     "merge_checkpoint": "nan_merge.merge",
     "merge_checkpoints": "nan_merge.merge",
     "open_checkpoint": "nan_merge.checkpoint",
@@ -35,6 +37,7 @@ __all__ = [
     "MergeRecipe",
     "NanMergeError",
     "load_config",
+    "load_recipe",
     "merge_checkpoint",
     "merge_checkpoints",
     "open_checkpoint",

@@ -2,112 +2,56 @@
 
 NAN (arXiv 2505.16148, Eq. 10) sets `alpha_i = (1 / ||W_i||_F) / sum_j (1 / ||W_j||_F)`, and the
 global scale m/2 for m models. What the paper leaves open (whose norm, over which tensors, which
-scale) is a field of `CoefficientSpec`; its defaults are the paper's words.
+scale) is a field of `CoefficientSpec`; its defaults are the paper's words. Other ways from norms
+to alpha are rows of `nan_merge.shares.SHARES`. `weight_i` may differ from tensor to tensor
+(`nan_merge.weights`); then so does the whole table.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 import numpy as np
 
-from nan_merge.checkpoint import layer_of
-from nan_merge.errors import CoefficientError
+from nan_merge.coefficient_table import WHOLE_MODEL, CoefficientTable, scope_key
+from nan_merge.errors import CoefficientError, IncompatibleError
 from nan_merge.methods import METHODS
+from nan_merge.methods.method import TensorNorms
+from nan_merge.norms import sum_norms
 from nan_merge.recipe import CoefficientSpec, MergeRecipe
-from nan_merge.statistics import TensorNorms, sum_norms
+from nan_merge.shares import SHARES, frobenius_norms, norm_scale, root_mean_squares
+from nan_merge.weights import count_layers, is_plain, weights_by_tensor
 
-WHOLE_MODEL = "*"  # the only key of a table whose scope is the model
-
-
-@dataclass(frozen=True)
-class CoefficientTable:
-    """What the merge reads: one number per model for each key of the scope.
-
-    Attributes:
-        models: Names of T models, in the recipe's order.
-        scope: "model", "layer" or "tensor": what the keys are.
-        alpha: Key -> T shares; for NAN they sum to 1.
-        coefficients: Key -> T numbers, rounded to float32.
-        norms: Key -> T norms that alpha was made from; empty for sources without norms.
-        scale: The global factor, lambda not included.
-    """
-
-    models: tuple[str, ...]
-    scope: str
-    alpha: dict[str, tuple[float, ...]]
-    coefficients: dict[str, tuple[float, ...]]
-    norms: dict[str, tuple[float, ...]]
-    scale: float
-
-    def for_tensor(self, tensor_name: str) -> tuple[float, ...]:
-        """The T coefficients of one tensor."""
-        return self.coefficients[scope_key(self.scope, tensor_name)]
-
-    def is_nearly_uniform(self, tolerance: float = 0.01) -> bool:
-        """Whether all coefficients of every key lie within ``tolerance`` of each other."""
-        return all(max(c) - min(c) <= tolerance * abs(max(c)) for c in self.coefficients.values())
-
-    def as_json(self) -> dict[str, Any]:
-        """For files: model -> number, or model -> layer or tensor -> number."""
-        return {
-            "scope": self.scope,
-            "scale": self.scale,
-            "norms": self._by_model(self.norms),
-            "alpha": self._by_model(self.alpha),
-            "coefficients": self._by_model(self.coefficients),
-        }
-
-    def _by_model(self, values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-        if self.scope == "model":
-            row = values.get(WHOLE_MODEL, ())
-            return dict(zip(self.models, row, strict=False))
-        return {
-            model: {key: row[place] for key, row in values.items()}
-            for place, model in enumerate(self.models)
-            if values
-        }
+Row = tuple[float, ...]
 
 
 def needs_norms(spec: CoefficientSpec) -> bool:
     """Whether these coefficients can only be known after the models were measured."""
-    return spec.source in ("nan", "matched") or spec.scale == "norm"
+    return spec.source in ("matched", *SHARES) or spec.scale == "norm"
 
 
-def scope_key(scope: str, tensor_name: str) -> str:
-    """Under which key of a table a tensor's coefficients stand."""
-    return {"model": WHOLE_MODEL, "layer": layer_of(tensor_name)}.get(scope, tensor_name)
-
-
-def nan_alpha(norms: Sequence[float], power: float = 1.0) -> tuple[float, ...]:
-    """Share of each model: its inverse norm over the sum of all (NAN, arXiv 2505.16148, Eq. 10).
-
-    Args:
-        norms: T Frobenius norms; positive and finite.
-        power: Exponent of the norm; 1 in the paper.
-
-    Returns:
-        T numbers that sum to 1.
+def check_num_layers(recipe: MergeRecipe, tensor_names: Sequence[str]) -> None:
+    """Refuse models that have not the layers which the recipe asks for.
 
     Raises:
-        ValueError: If a norm is zero, negative or not finite.
+        IncompatibleError: With both numbers.
     """
-    if not all(math.isfinite(norm) and norm > 0 for norm in norms):
-        raise ValueError(f"norms must be positive and finite, got {list(norms)}")
-    smallest = min(norms)  # ratios cannot overflow where inverses of powers could
-    inverse = [(smallest / norm) ** power for norm in norms]
-    total = math.fsum(inverse)
-    return tuple(value / total for value in inverse)
+    expected, found = recipe.num_layers, count_layers(tensor_names)
+    if expected is not None and expected != found:
+        raise IncompatibleError(
+            f"The recipe is for models of {expected} layers (`num_layers`; in mergekit's files, "
+            f"`layer_range: [0, {expected}]`), but these have {found}. Part of a model's layers "
+            "cannot be merged: correct the number, or remove it."
+        )
 
 
 def compute_coefficients(
     recipe: MergeRecipe,
     tensor_names: Sequence[str],
     norms: Mapping[str, TensorNorms],
+    num_elements: Mapping[str, int] | None = None,
 ) -> CoefficientTable:
     """The coefficient table of a recipe.
 
@@ -115,68 +59,122 @@ def compute_coefficients(
         recipe: What is asked for.
         tensor_names: Every tensor that is merged.
         norms: Tensor name -> its norms; may be empty if `needs_norms` says so.
+        num_elements: Tensor name -> number of its elements; only `source: rms` needs them.
 
     Raises:
-        CoefficientError: If a norm is zero, or `include` and `exclude` leave no tensor.
+        CoefficientError: If a norm is zero, the weights of an average sum to 0, or `include` and
+            `exclude` leave no tensor.
+        IncompatibleError: If the models have not the recipe's `num_layers`.
     """
+    check_num_layers(recipe, tensor_names)
+    spec = recipe.coefficients
+    if spec.source == "matched":
+        return _spread_evenly(recipe, tensor_names, norms)
+    selected = _selected(spec, tensor_names) if norms else []
+    used, alpha = _alphas(recipe, tensor_names, selected, norms, num_elements or {})
+    num_merged = _num_merged(alpha)
+    scope = _table_scope(recipe)
+    if scope != spec.scope:
+        alpha = {name: alpha[scope_key(spec.scope, name)] for name in tensor_names}
+        used = {name: used[scope_key(spec.scope, name)] for name in tensor_names} if used else {}
+    shares = _times_weights(recipe, scope, tensor_names, alpha)
+    scale = _scale(recipe, shares, _summed(scope, selected, norms), num_merged)
+    if _sums_to_one(recipe):
+        shares = {key: _normalised(row, key) for key, row in shares.items()}
+    factor = spec.lambda_ * scale
+    coefficients = {key: _rounded(factor, row) for key, row in shares.items()}
+    names = tuple(model.name for model in recipe.models)
+    return CoefficientTable(names, scope, alpha, coefficients, used, scale)
+
+
+def _sums_to_one(recipe: MergeRecipe) -> bool:
+    return METHODS[recipe.method.name].for_options(recipe.method).weights_sum_to_one
+
+
+def _table_scope(recipe: MergeRecipe) -> str:
+    weighs_tensors = not all(is_plain(model.weight) for model in recipe.models)
+    return "tensor" if weighs_tensors else recipe.coefficients.scope
+
+
+def _rounded(factor: float, row: Sequence[float]) -> Row:
+    return tuple(float(np.float32(factor * share)) for share in row)
+
+
+def _alphas(
+    recipe: MergeRecipe,
+    tensor_names: Sequence[str],
+    selected: Sequence[str],
+    norms: Mapping[str, TensorNorms],
+    num_elements: Mapping[str, int],
+) -> tuple[dict[str, Row], dict[str, Row]]:
+    """Key -> T sizes (none for sources without), and key -> T shares, in the recipe's scope."""
     spec = recipe.coefficients
     keys = {scope_key(spec.scope, name): None for name in tensor_names}
-    grouped = _group_norms(spec, tensor_names, norms) if norms else {}
-    if spec.source == "matched":
-        return _spread_evenly(compute_coefficients(_as_nan(recipe), tensor_names, norms))
-    used: dict[str, tuple[float, ...]] = {}
-    alpha: dict[str, tuple[float, ...]] = {}
-    for key in keys:
-        if spec.source == "nan":
-            used[key] = _norms_of(spec, grouped.get(key), key)
-            alpha[key] = _nan_alpha_of_key(recipe, key, used[key])
+    if spec.source not in SHARES:
+        plain = spec.values or (1.0 / len(recipe.models),) * len(recipe.models)
+        return {}, dict.fromkeys(keys, plain)
+    groups: dict[str, list[str]] = {key: [] for key in keys}
+    for name in selected:
+        groups[scope_key(spec.scope, name)].append(name)
+    used: dict[str, Row] = {}
+    for key, names in groups.items():
+        found = [norms[name] for name in names]
+        if not found:
+            used[key] = ()  # no tensor under this key is selected: its alpha is uniform
+        elif SHARES[spec.source].size == "rms":
+            counts = [num_elements[name] for name in names]
+            used[key] = root_mean_squares(found, counts, spec.norm_target)
         else:
-            alpha[key] = _plain_alpha(recipe)
-    shares = {key: _times_weights(recipe, row) for key, row in alpha.items()}
-    scale = _scale(recipe, shares, grouped, num_merged=_num_merged(alpha))
-    factor = spec.lambda_ * scale
-    if METHODS[recipe.method.name].weights_sum_to_one:
-        shares = {key: _normalised(row) for key, row in shares.items()}
-    coefficients = {
-        key: tuple(float(np.float32(factor * share)) for share in row)
-        for key, row in shares.items()
-    }
-    names = tuple(model.name for model in recipe.models)
-    return CoefficientTable(names, spec.scope, alpha, coefficients, used, scale)
+            used[key] = frobenius_norms(found, spec.norm_target)
+    return used, {key: _shares_of_key(recipe, key, row) for key, row in used.items()}
 
 
-def _as_nan(recipe: MergeRecipe) -> MergeRecipe:
+def _shares_of_key(recipe: MergeRecipe, key: str, sizes: Row) -> Row:
+    spec, num_models = recipe.coefficients, len(recipe.models)
+    row = SHARES[spec.source]
+    zero = [model.name for model, size in zip(recipe.models, sizes, strict=False) if size == 0]
+    if not sizes or (len(zero) == num_models and key != WHOLE_MODEL):
+        # Nothing was selected here, or no model changed it: any shares give the same result.
+        return (1.0 / num_models,) * num_models
+    if zero and (len(zero) == num_models or (row.inverts and spec.zero_norm == "error")):
+        what = "task vector" if spec.norm_target == "task_vector" else "weights"
+        where = "" if key == WHOLE_MODEL else f" in {key}"
+        raise CoefficientError(
+            f"The {what} of model {', '.join(zero)} have norm 0{where}: {spec.source} would divide "
+            "by it. Such a model learned nothing there: leave it out, or set `zero_norm: exclude` "
+            "to give it coefficient 0."
+        )
+    kept = iter(row.share([size for size in sizes if size != 0], spec.power))
+    return tuple(next(kept) if size != 0 else 0.0 for size in sizes)
+
+
+def _spread_evenly(
+    recipe: MergeRecipe, tensor_names: Sequence[str], norms: Mapping[str, TensorNorms]
+) -> CoefficientTable:
+    """NAN's sum in parts that go by weight alone: NAN without its allocation."""
     spec = recipe.coefficients.model_copy(update={"source": "nan"})
-    return recipe.model_copy(update={"coefficients": spec})
-
-
-def _spread_evenly(table: CoefficientTable) -> CoefficientTable:
-    """NAN's sum in equal parts: what is left of NAN when its allocation is taken away."""
+    as_nan = recipe.model_copy(update={"coefficients": spec})
+    table = compute_coefficients(as_nan, tensor_names, norms)
     num_models = len(table.models)
-
-    def even(row: Sequence[float]) -> tuple[float, ...]:
-        return (float(np.float32(math.fsum(row) / num_models)),) * num_models
-
-    coefficients = {key: even(row) for key, row in table.coefficients.items()}
-    alpha = {key: (1.0 / num_models,) * num_models for key in table.alpha}
+    alpha = dict.fromkeys(table.alpha, (1.0 / num_models,) * num_models)
+    weights = _times_weights(recipe, table.scope, tensor_names, alpha)
+    coefficients = {
+        key: _rounded(math.fsum(row), _normalised(weights[key], key)) if any(row) else row
+        for key, row in table.coefficients.items()
+    }
     return CoefficientTable(table.models, table.scope, alpha, coefficients, {}, table.scale)
 
 
-def _group_norms(
-    spec: CoefficientSpec, tensor_names: Sequence[str], norms: Mapping[str, TensorNorms]
-) -> dict[str, TensorNorms]:
-    groups: dict[str, list[TensorNorms]] = {}
-    for name in tensor_names:
-        if _is_selected(spec, name):
-            groups.setdefault(scope_key(spec.scope, name), []).append(norms[name])
-    if not groups:
+def _selected(spec: CoefficientSpec, tensor_names: Sequence[str]) -> list[str]:
+    names = [name for name in tensor_names if _is_selected(spec, name)]
+    if not names:
         raise CoefficientError(
             f"`include: {list(spec.include)}` and `exclude: {list(spec.exclude)}` leave no tensor "
             "to take norms of; tensors are called, for example, "
             + ", ".join(list(tensor_names)[:3])
             + "."
         )
-    return {key: sum_norms(group) for key, group in groups.items()}
+    return names
 
 
 def _is_selected(spec: CoefficientSpec, name: str) -> bool:
@@ -184,48 +182,34 @@ def _is_selected(spec: CoefficientSpec, name: str) -> bool:
     return included and not any(fnmatchcase(name, pattern) for pattern in spec.exclude)
 
 
-def _norms_of(spec: CoefficientSpec, norms: TensorNorms | None, key: str) -> tuple[float, ...]:
-    if norms is None:
-        return ()  # no tensor under this key is selected: its alpha is uniform
-    if spec.target == "weights":
-        return tuple(math.sqrt(square) for square in norms.weight_squares)
-    return tuple(math.sqrt(row[place]) for place, row in enumerate(norms.gram))
+def _summed(
+    scope: str, selected: Sequence[str], norms: Mapping[str, TensorNorms]
+) -> dict[str, TensorNorms]:
+    groups: dict[str, list[TensorNorms]] = {}
+    for name in selected:
+        groups.setdefault(scope_key(scope, name), []).append(norms[name])
+    return {key: sum_norms(group) for key, group in groups.items()}
 
 
-def _nan_alpha_of_key(recipe: MergeRecipe, key: str, norms: tuple[float, ...]) -> tuple[float, ...]:
-    spec = recipe.coefficients
-    num_models = len(recipe.models)
-    zero = [model.name for model, norm in zip(recipe.models, norms, strict=False) if norm == 0]
-    if not norms or (len(zero) == num_models and key != WHOLE_MODEL):
-        # Nothing was selected here, or no model changed it: any shares give the same result.
-        return (1.0 / num_models,) * num_models
-    if zero and (spec.zero_norm == "error" or len(zero) == num_models):
-        what = "task vector" if spec.target == "task_vector" else "weights"
-        where = "" if key == WHOLE_MODEL else f" in {key}"
-        raise CoefficientError(
-            f"The {what} of model {', '.join(zero)} have norm 0{where}: NAN would divide by it. "
-            "Such a model learned nothing there: leave it out, or set `zero_norm: exclude` to give "
-            "it coefficient 0."
-        )
-    kept = iter(nan_alpha([norm for norm in norms if norm != 0], spec.power))
-    return tuple(next(kept) if norm != 0 else 0.0 for norm in norms)
+def _times_weights(
+    recipe: MergeRecipe, scope: str, tensor_names: Sequence[str], alpha: Mapping[str, Row]
+) -> dict[str, Row]:
+    weights = [model.weight for model in recipe.models]
+    # Without gradients and rules a weight is the same for every name, a scope's key too.
+    by_key = weights_by_tensor(weights, tensor_names if scope == "tensor" else list(alpha))
+    return {
+        key: tuple(share * weight for share, weight in zip(row, by_key[key], strict=True))
+        for key, row in alpha.items()
+    }
 
 
-def _plain_alpha(recipe: MergeRecipe) -> tuple[float, ...]:
-    if recipe.coefficients.values is not None:
-        return recipe.coefficients.values
-    return (1.0 / len(recipe.models),) * len(recipe.models)
-
-
-def _times_weights(recipe: MergeRecipe, row: Sequence[float]) -> tuple[float, ...]:
-    return tuple(share * model.weight for share, model in zip(row, recipe.models, strict=True))
-
-
-def _normalised(row: Sequence[float]) -> tuple[float, ...]:
+def _normalised(row: Sequence[float], key: str) -> Row:
     total = math.fsum(row)
     if total == 0:
+        where = "" if key == WHOLE_MODEL else f" in {key}"
         raise CoefficientError(
-            "The weights of an average sum to 0, so they cannot be divided by it."
+            f"The weights of all models sum to 0{where}, so they cannot be divided by their sum. "
+            "Give some model a weight there."
         )
     return tuple(value / total for value in row)
 
@@ -237,16 +221,16 @@ def _num_merged(alpha: Mapping[str, Sequence[float]]) -> int:
 
 def _scale(
     recipe: MergeRecipe,
-    shares: Mapping[str, tuple[float, ...]],
+    shares: Mapping[str, Row],
     grouped: Mapping[str, TensorNorms],
     num_merged: int,
 ) -> float:
     spec = recipe.coefficients
-    if METHODS[recipe.method.name].weights_sum_to_one:
+    if _sums_to_one(recipe):
         return 1.0
     chosen = spec.scale
     if chosen is None:
-        chosen = {"nan": "paper", "uniform": "count"}.get(spec.source, 1.0)
+        chosen = {"nan": "paper", "rms": "paper", "uniform": "count"}.get(spec.source, 1.0)
     if chosen == "paper":
         return num_merged / 2
     if chosen == "count":
@@ -254,32 +238,3 @@ def _scale(
     if chosen == "norm":
         return norm_scale(shares, grouped)
     return float(chosen)
-
-
-def norm_scale(shares: Mapping[str, Sequence[float]], grouped: Mapping[str, TensorNorms]) -> float:
-    """The factor at which the merged update is as long as the mean task vector.
-
-    `mean_i ||tau_i|| / ||sum_i a_i tau_i||`, from inner products alone; no data is needed. It is
-    the length of the plain weighted sum, also for methods that trim or drop elements.
-
-    Args:
-        shares: Key -> T factors a_i before scaling.
-        grouped: Key -> inner products of the task vectors.
-
-    Raises:
-        CoefficientError: If the weighted task vectors cancel or are all zero.
-    """
-    whole = sum_norms(list(grouped.values()))
-    lengths = [math.sqrt(row[place]) for place, row in enumerate(whole.gram)]
-    square = math.fsum(
-        shares[key][i] * shares[key][j] * product
-        for key, norms in grouped.items()
-        for i, row in enumerate(norms.gram)
-        for j, product in enumerate(row)
-    )
-    if square <= 0:
-        raise CoefficientError(
-            "`scale: norm` divides by the length of the weighted sum of task vectors, which is 0: "
-            "the models learned nothing, or cancel each other. Give `scale` as a number."
-        )
-    return math.fsum(lengths) / len(lengths) / math.sqrt(square)

@@ -1,37 +1,100 @@
-"""Content hashes of checkpoint files, computed once per version of a file."""
+"""What a checkpoint holds, as one number: a hash of every tensor's name, type, shape and bytes.
+
+It does not depend on how the tensors lie in files. A merge hashes what it reads anyway, so a
+checkpoint is hardly ever read for this alone; what is known is remembered under the path, size,
+modification time and inode of its files.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import xxhash
+
+from nan_merge.blocks import Chunk, ContentHash, cut, run_chunks
 from nan_merge.checkpoint import Checkpoint
 from nan_merge.errors import OutputError
+from nan_merge.plan import align
 from nan_merge.publish import write_text_atomically
 
-CHUNK_BYTES = 8 << 20
+ENTRY_KEYS = {"fingerprint", "folder"}
+# Tensor's name -> digests of its segments, in order.
+SegmentDigests = Mapping[str, Sequence[bytes]]
+
+
+def cache_folder() -> Path:
+    """Where results of reading are remembered: ``$NAN_MERGE_CACHE``, or the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nan-merge"
+    return Path(os.environ.get("NAN_MERGE_CACHE") or default)
 
 
 def cache_path() -> Path:
-    """Where hashes are remembered: ``$NAN_MERGE_CACHE``, or the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nan-merge"
-    return Path(os.environ.get("NAN_MERGE_CACHE") or default) / "fingerprints.json"
+    """The file of remembered fingerprints."""
+    return cache_folder() / "fingerprints.json"
 
 
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """Hash of a checkpoint's weights: SHA-256 over the names and SHA-256 of its files.
+def fingerprint(checkpoint: Checkpoint, workers: int = 1) -> str:
+    """Hash of a checkpoint's content; read only if it is not remembered."""
+    known = remembered_fingerprint(checkpoint)
+    return known or remember(checkpoint, hash_checkpoint(checkpoint, workers))
 
-    The hash of a file is remembered under its path, size, modification time and inode, so a
-    checkpoint that has not changed is not read again.
-    """
-    remembered = _load()
-    known = dict(remembered)
-    digests = [(file.name, _file_digest(file, known)) for file in checkpoint.files]
-    if known != remembered:
-        _save(known)
-    return digest_text(json.dumps(digests))
+
+def hash_checkpoint(checkpoint: Checkpoint, workers: int = 1) -> dict[str, list[bytes]]:
+    """Read every tensor and hash its segments."""
+    chunks = cut(align(None, [checkpoint]))
+    digests: dict[str, list[bytes]] = {name: [] for name in checkpoint.tensors}
+    for chunk, segments in zip(chunks, run_chunks(_hash_chunk, chunks, workers), strict=True):
+        digests[chunk.tensor.name].extend(segments)
+    return digests
+
+
+def _hash_chunk(chunk: Chunk) -> tuple[bytes, ...]:
+    content = ContentHash(chunk.tensor.reference.dtype.itemsize)
+    for run in chunk.runs():
+        (piece,) = run.read()
+        content.update(piece)
+    return content.digests()
+
+
+def remembered_fingerprint(checkpoint: Checkpoint) -> str | None:
+    """The fingerprint, if its files have not changed since it was computed."""
+    entry = _load().get(identity(checkpoint))
+    return entry["fingerprint"] if entry else None
+
+
+def remember(checkpoint: Checkpoint, digests: SegmentDigests) -> str:
+    """Keep and return the fingerprint that these digests make."""
+    lines = [
+        f"{name} {tensor.dtype} {tuple(tensor.shape)} {_join(digests[name])}"
+        for name, tensor in sorted(checkpoint.tensors.items())
+    ]
+    found = digest_text("\n".join(lines))
+    entries = {key: entry for key, entry in _load().items() if Path(entry["folder"]).exists()}
+    entries[identity(checkpoint)] = {
+        "fingerprint": found,
+        "folder": str(checkpoint.folder.resolve()),
+    }
+    with suppress(OSError, OutputError):  # a cache that cannot be written costs only time
+        write_text_atomically(cache_path(), json.dumps(entries, indent=0))
+    return found
+
+
+def _join(segments: Sequence[bytes]) -> str:
+    return xxhash.xxh3_128_hexdigest(b"".join(segments))
+
+
+def identity(checkpoint: Checkpoint) -> str:
+    """Digest of which files these are and when they changed; their content is not read."""
+    files: list[tuple[str, int, int, int]] = []
+    for file in checkpoint.files:
+        status = file.stat()
+        files.append((str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ino))
+    return digest_text(json.dumps(files))
 
 
 def digest_text(text: str) -> str:
@@ -40,36 +103,13 @@ def digest_text(text: str) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    """SHA-256 of a small file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _file_digest(path: Path, known: dict[str, str]) -> str:
-    status = path.stat()
-    key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
-    if key not in known:
-        known[key] = digest_file(path)
-    return known[key]
-
-
-def _load() -> dict[str, str]:
+def _load() -> dict[str, dict[str, str]]:
     try:
-        return dict(json.loads(cache_path().read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return {}  # a lost cache costs only time
-
-
-def _save(known: dict[str, str]) -> None:
-    fresh = {key: digest for key, digest in known.items() if _still_valid(key)}
-    try:
-        write_text_atomically(cache_path(), json.dumps(fresh, indent=0))
-    except (OSError, OutputError):
-        return  # a cache that cannot be written costs only time
-
-
-def _still_valid(key: str) -> bool:
-    return Path(key.split("|", 1)[0]).exists()
+        entries = json.loads(cache_path().read_bytes())
+        return {key: entry for key, entry in entries.items() if entry.keys() >= ENTRY_KEYS}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # a lost or foreign cache costs only time

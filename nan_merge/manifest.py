@@ -1,24 +1,25 @@
 """What lies beside the weights: config, tokenizer files, index, model card, and the manifest.
 
 The manifest is written last. It says which merge made the folder, from what, with which numbers,
-and holds a hash of every file of weights.
+and holds a hash of every tensor.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from nan_merge.checkpoint import INDEX_NAME, Checkpoint
+from nan_merge.checkpoint import INDEX_NAME
 from nan_merge.errors import CheckpointError
-from nan_merge.fingerprint import digest_text, fingerprint
+from nan_merge.fingerprint import digest_text
 from nan_merge.measure import Measured
 from nan_merge.plan import MergePlan
 from nan_merge.publish import write_text_atomically
+from nan_merge.shard import ShardRecord
 
 MANIFEST_NAME = "merge_manifest.json"
 # Raise it when the same recipe would give other bytes than before.
@@ -26,18 +27,19 @@ ARITHMETIC_VERSION = 1
 COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 
 
-def merge_key(plan: MergePlan) -> str:
-    """Digest of everything that decides the bytes of a merge: recipe, weights, arithmetic."""
+def merge_key(plan: MergePlan, inputs: Sequence[str]) -> str:
+    """Digest of everything that decides a merge's content: recipe, weights, arithmetic.
+
+    Args:
+        plan: The merge.
+        inputs: Fingerprints (or, for a key that holds on this machine alone, identities) of the
+            base, if there is one, and of the models.
+    """
     recipe = plan.recipe.model_dump(mode="json", by_alias=True)
     recipe.pop("base")
     for model in recipe["models"]:
         model.pop("path")
-    content = {
-        "arithmetic": ARITHMETIC_VERSION,
-        "recipe": recipe,
-        "base": fingerprint(plan.base) if plan.base else None,
-        "models": [fingerprint(model) for model in plan.models],
-    }
+    content = {"arithmetic": ARITHMETIC_VERSION, "recipe": recipe, "inputs": list(inputs)}
     return digest_text(json.dumps(content, sort_keys=True))
 
 
@@ -57,7 +59,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def write_side_files(
-    folder: Path, plan: MergePlan, measured: Measured, key: str, files: Mapping[str, str]
+    folder: Path,
+    plan: MergePlan,
+    measured: Measured,
+    fingerprints: Sequence[str],
+    files: Sequence[ShardRecord],
 ) -> None:
     """Write everything but the weights into a merged checkpoint's folder.
 
@@ -65,40 +71,40 @@ def write_side_files(
         folder: Where the weights lie.
         plan: What was merged.
         measured: With which numbers.
-        key: The merge's key.
-        files: File name -> SHA-256 of its content.
+        fingerprints: Of the base, if there is one, then of the models.
+        files: Records of the files of weights.
     """
     _copy_side_files(plan, folder)
     if len(plan.shards) > 1:
         write_text_atomically(folder / INDEX_NAME, _dump(_index(plan)))
-    manifest = make_manifest(plan, measured, key, files)
+    manifest = make_manifest(plan, measured, fingerprints, files)
     write_text_atomically(folder / "README.md", _model_card(plan, manifest))
     write_text_atomically(folder / MANIFEST_NAME, _dump(manifest))
 
 
 def make_manifest(
-    plan: MergePlan, measured: Measured, key: str, files: Mapping[str, str]
+    plan: MergePlan,
+    measured: Measured,
+    fingerprints: Sequence[str],
+    files: Sequence[ShardRecord],
 ) -> dict[str, Any]:
     """The manifest of a merge; the same merge gives the same manifest."""
-    recipe = plan.recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
-    thresholds = measured.statistics.magnitude_thresholds
-    names = [model.name for model in plan.models]
+    models = [model.name for model in plan.models]
+    inputs = ["base", *models] if plan.base else models
     return {
         "format": 1,
         "nan_merge": version("nan-merge"),
-        "merge_key": key,
-        "recipe": recipe,
-        "fingerprints": _fingerprints(plan),
+        "merge_key": merge_key(plan, fingerprints),
+        "recipe": plan.recipe.model_dump(mode="json", by_alias=True, exclude_none=True),
+        "fingerprints": dict(zip(inputs, fingerprints, strict=True)),
         **measured.table.as_json(),
-        "magnitude_thresholds": dict(zip(names, thresholds, strict=False)),
-        "majority_sign": measured.statistics.majority_sign,
-        "files": dict(sorted(files.items())),
+        "magnitude_thresholds": dict(zip(models, measured.thresholds, strict=False)),
+        "majority_sign": measured.majority_sign,
+        "files": {
+            record.file_name: {"bytes": record.num_bytes, "xxh3": record.tensors}
+            for record in files
+        },
     }
-
-
-def _fingerprints(plan: MergePlan) -> dict[str, str]:
-    checkpoints: list[Checkpoint] = [*([plan.base] if plan.base else []), *plan.models]
-    return {checkpoint.name: fingerprint(checkpoint) for checkpoint in checkpoints}
 
 
 def _copy_side_files(plan: MergePlan, folder: Path) -> None:

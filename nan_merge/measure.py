@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from nan_merge.blocks import Chunk, cut, run_chunks
 from nan_merge.coefficients import CoefficientTable, compute_coefficients, needs_norms
-from nan_merge.methods import METHODS, ModelStatistics
+from nan_merge.methods import METHODS, MergeMethod, TensorNorms
+from nan_merge.methods.method import Dialect, Statistic, per_model
 from nan_merge.methods.ties import count_elected_signs
+from nan_merge.norms import sum_norms
 from nan_merge.plan import AlignedTensor, MergePlan
 from nan_merge.recipe import MergeRecipe
-from nan_merge.safetensors_file import BlockReader
 from nan_merge.statistics import (
-    FINE_BITS,
-    TensorNorms,
-    bits_to_float,
-    coarse_histograms,
-    find_rank,
-    fine_histograms,
+    Trim,
+    count_magnitudes,
     measure_norms,
-    one_thread,
-    read_cells,
-    sum_norms,
+    select_thresholds,
+    tensor_thresholds,
 )
 from nan_merge.tasks import RunTasks, Task
+
+Groups = Sequence[tuple[AlignedTensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -36,65 +35,83 @@ class Measured:
 
     Attributes:
         table: Its coefficients.
-        statistics: Its thresholds and majority sign.
+        thresholds: T magnitudes from which elements are kept, over the whole model.
+        tensor_thresholds: The same for each tensor, where the method trims tensor by tensor.
+        majority_sign: The sign that wins ties of the vote.
+        norms: Inner products of each tensor, where the method needs them.
     """
 
     table: CoefficientTable
-    statistics: ModelStatistics
+    thresholds: tuple[float, ...] = ()
+    tensor_thresholds: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    majority_sign: float = 1.0
+    norms: Mapping[str, TensorNorms] = field(default_factory=dict)
+
+    def thresholds_of(self, tensor_name: str) -> tuple[float, ...]:
+        """The T thresholds that hold in one tensor."""
+        return self.tensor_thresholds.get(tensor_name, self.thresholds)
 
 
-def measure(plans: Sequence[MergePlan], run_tasks: RunTasks) -> list[Measured]:
+def measure(plans: Sequence[MergePlan], run_tasks: RunTasks, workers: int = 1) -> list[Measured]:
     """Statistics and coefficients of recipes that merge the same checkpoints.
 
     Args:
         plans: Plans whose base and models are the same, in the same order.
         run_tasks: Where the reading is done.
+        workers: Processes of each task.
 
     Raises:
         CoefficientError: If a norm is zero.
         CheckpointError: If a tensor holds NaN or infinity.
     """
-    groups = _merged_groups(plans[0])
-    norms: dict[str, TensorNorms] = {}
-    if any(needs_norms(plan.recipe.coefficients) for plan in plans):
-        for record in _over_groups("norms", measure_norms, groups, (), run_tasks):
-            norms |= record
-    thresholds = _magnitude_thresholds(plans, groups, run_tasks)
-    names = [tensor.name for group in groups for tensor in group if tensor.is_merged]
-    measured = [
-        Measured(
-            compute_coefficients(plan.recipe, names, norms),
-            ModelStatistics(thresholds.get(_density(plan.recipe), ())),
+    groups = merged_groups(plans[0])
+    norms = _norms(plans, groups, run_tasks, workers)
+    whole = _whole_model_thresholds(plans, groups, run_tasks, workers)
+    by_tensor = _tensor_thresholds(plans, groups, run_tasks, workers)
+    elements = {tensor.name: tensor.reference.num_elements for group in groups for tensor in group}
+    measured: list[Measured] = []
+    for plan in plans:
+        recipe = plan.recipe
+        trim = _trim(recipe)
+        measured.append(
+            Measured(
+                compute_coefficients(recipe, list(elements), norms),
+                thresholds=whole.get(trim, ()) if needs(recipe, "magnitude_threshold") else (),
+                tensor_thresholds=(by_tensor[trim] if needs(recipe, "tensor_threshold") else {}),
+                norms=norms if needs(recipe, "inner_products") else {},
+            )
         )
-        for plan in plans
+    return _with_majority_signs(plans, measured, groups, run_tasks, workers)
+
+
+def needs(recipe: MergeRecipe, statistic: Statistic) -> bool:
+    """Whether the recipe's method wants a statistic."""
+    return statistic in method_of(recipe).needs
+
+
+def method_of(recipe: MergeRecipe) -> MergeMethod:
+    """The row of the table of methods, as it stands for the recipe's options."""
+    return METHODS[recipe.method.name].for_options(recipe.method)
+
+
+def _trim(recipe: MergeRecipe) -> Trim:
+    dialect: Dialect = getattr(recipe.method, "dialect", "paper")
+    density = getattr(recipe.method, "density", 1.0)
+    return dialect, per_model(density, len(recipe.models))
+
+
+def merged_groups(plan: MergePlan) -> list[tuple[AlignedTensor, ...]]:
+    """The tensors that are merged, grouped as they lie in files; a group is one task."""
+    shards = [
+        tuple(tensor for tensor in shard.tensors if tensor.is_merged) for shard in plan.shards
     ]
-    return _with_majority_signs(plans, measured, groups, run_tasks)
-
-
-def model_norms(plan: MergePlan, run_tasks: RunTasks) -> dict[str, dict[str, float]]:
-    """Frobenius norms of the fine-tuned models: of their weights and of their task vectors.
-
-    Returns:
-        "weights" and, if there is a base, "task_vector" -> model's name -> norm.
-    """
-    records = _over_groups("norms", measure_norms, _merged_groups(plan), (), run_tasks)
-    whole = sum_norms([norms for record in records for norms in record.values()])
-    names = [model.name for model in plan.models]
-    weights = [math.sqrt(square) for square in whole.weight_squares]
-    vectors = [math.sqrt(row[place]) for place, row in enumerate(whole.gram)]
-    found = {"weights": weights, "task_vector": vectors}
-    return {target: dict(zip(names, row, strict=True)) for target, row in found.items() if row}
-
-
-def _merged_groups(plan: MergePlan) -> list[tuple[AlignedTensor, ...]]:
-    shards = [shard.tensors for shard in plan.shards]
-    return [tensors for tensors in shards if any(tensor.is_merged for tensor in tensors)]
+    return [tensors for tensors in shards if tensors]
 
 
 def _over_groups(
     label: str,
     function: Callable[..., Any],
-    groups: Sequence[tuple[AlignedTensor, ...]],
+    groups: Groups,
     arguments: tuple[Any, ...],
     run_tasks: RunTasks,
 ) -> list[Any]:
@@ -105,95 +122,112 @@ def _over_groups(
     return run_tasks(tasks)
 
 
-def _needs(recipe: MergeRecipe, statistic: str) -> bool:
-    return statistic in METHODS[recipe.method.name].needs
+def model_norms(plan: MergePlan, run_tasks: RunTasks) -> dict[str, dict[str, float]]:
+    """Frobenius norms of the fine-tuned models: of their weights and of their task vectors.
 
-
-def _density(recipe: MergeRecipe) -> float | None:
-    return getattr(recipe.method, "density", None)
-
-
-def _magnitude_thresholds(
-    plans: Sequence[MergePlan], groups: Sequence[tuple[AlignedTensor, ...]], run_tasks: RunTasks
-) -> dict[float | None, tuple[float, ...]]:
-    """Density -> for each model, the exact magnitude from which elements are kept."""
-    recipes = [plan.recipe for plan in plans if _needs(plan.recipe, "magnitude_threshold")]
-    densities = sorted({density for recipe in recipes if (density := _density(recipe)) is not None})
-    if not densities:
-        return {}
-    records = _over_groups("magnitudes", coarse_histograms, groups, (), run_tasks)
-    coarse = np.sum(records, axis=0)
-    # [model][density] -> (coarse bin, rank inside it)
-    places = [
-        [find_rank(row, threshold_rank(int(row.sum()), density)) for density in densities]
-        for row in coarse
-    ]
-    bins = [[chosen for chosen, _ in row] for row in places]
-    records = _over_groups("thresholds", fine_histograms, groups, (bins,), run_tasks)
-    fine = np.sum(records, axis=0)
+    Returns:
+        "weights" and, if there is a base, "task_vector" -> model's name -> norm.
+    """
+    records = _over_groups("norms", measure_norms, merged_groups(plan), (1,), run_tasks)
+    whole = sum_norms([norms for record in records for norms in record.values()])
+    names = [model.name for model in plan.models]
+    found = {"weights": whole.weights, "task_vector": whole.task_vectors}
     return {
-        density: tuple(
-            _exact_threshold(fine[model, position], *row[position])
-            for model, row in enumerate(places)
-        )
-        for position, density in enumerate(densities)
+        target: {name: math.sqrt(row[i]) for i, (name, row) in enumerate(zip(names, gram))}  # noqa: B905
+        for target, gram in found.items()
+        if gram
     }
 
 
-def threshold_rank(num_elements: int, density: float) -> int:
-    """Rank from below, from 1, of the smallest magnitude that is kept.
+def _norms(
+    plans: Sequence[MergePlan], groups: Groups, run_tasks: RunTasks, workers: int
+) -> dict[str, TensorNorms]:
+    recipes = [plan.recipe for plan in plans]
+    if not any(needs_norms(r.coefficients) or needs(r, "inner_products") for r in recipes):
+        return {}
+    found: dict[str, TensorNorms] = {}
+    for record in _over_groups("norms", measure_norms, groups, (workers,), run_tasks):
+        found |= record
+    return found
 
-    TIES takes the (d - floor(d * density))-th smallest of d magnitudes and keeps all that are
-    not below it (prateeky2806/ties-merging, src/ties_minimal.ipynb, topk_values_mask). A density
-    of 1 keeps everything.
-    """
-    return max(1, num_elements - int(num_elements * density))
+
+def _trims(plans: Sequence[MergePlan], statistic: Statistic) -> list[Trim]:
+    recipes = [plan.recipe for plan in plans]
+    return sorted({_trim(recipe) for recipe in recipes if needs(recipe, statistic)})
 
 
-def _exact_threshold(fine: np.ndarray, coarse_bin: int, rank: int) -> float:
-    fine_bin, _ = find_rank(fine, rank)
-    return bits_to_float(coarse_bin << FINE_BITS | fine_bin)
+def _whole_model_thresholds(
+    plans: Sequence[MergePlan], groups: Groups, run_tasks: RunTasks, workers: int
+) -> dict[Trim, tuple[float, ...]]:
+    """Trim -> for each model, the exact magnitude from which elements are kept."""
+    trims = _trims(plans, "magnitude_threshold")
+    if not trims:
+        return {}
+
+    def count(bins: list[list[int]] | None) -> np.ndarray:
+        label = "magnitudes" if bins is None else "thresholds"
+        arguments = (bins, workers)
+        return np.sum(_over_groups(label, count_magnitudes, groups, arguments, run_tasks), axis=0)
+
+    return dict(zip(trims, select_thresholds(trims, count), strict=True))
+
+
+def _tensor_thresholds(
+    plans: Sequence[MergePlan], groups: Groups, run_tasks: RunTasks, workers: int
+) -> dict[Trim, dict[str, tuple[float, ...]]]:
+    """Trim -> tensor's name -> for each model, the threshold inside that tensor."""
+    trims = _trims(plans, "tensor_threshold")
+    found: dict[Trim, dict[str, tuple[float, ...]]] = {trim: {} for trim in trims}
+    if not trims:
+        return found
+    arguments = (trims, workers)
+    for record in _over_groups("thresholds", tensor_thresholds, groups, arguments, run_tasks):
+        for name, rows in record.items():
+            for trim, row in zip(trims, rows, strict=True):
+                found[trim][name] = row
+    return found
 
 
 def _with_majority_signs(
     plans: Sequence[MergePlan],
     measured: Sequence[Measured],
-    groups: Sequence[tuple[AlignedTensor, ...]],
+    groups: Groups,
     run_tasks: RunTasks,
+    workers: int,
 ) -> list[Measured]:
     """Count elected signs of all recipes that need it in one reading."""
-    needing = [
-        place for place, plan in enumerate(plans) if _needs(plan.recipe, "majority_sign") and groups
-    ]
+    needing = [i for i, plan in enumerate(plans) if needs(plan.recipe, "majority_sign") and groups]
     voters = [(plans[place].recipe, measured[place]) for place in needing]
     if not voters:
         return list(measured)
-    records = _over_groups("signs", count_signs, groups, (voters,), run_tasks)
+    records = _over_groups("signs", count_signs, groups, (voters, workers), run_tasks)
     totals = dict(zip(needing, np.sum(records, axis=0).tolist(), strict=True))
     return [
-        Measured(
-            item.table,
-            ModelStatistics(
-                item.statistics.magnitude_thresholds, -1.0 if totals.get(place, 0) < 0 else 1.0
-            ),
-        )
+        replace(item, majority_sign=-1.0 if totals.get(place, 0) < 0 else 1.0)
         for place, item in enumerate(measured)
     ]
 
 
 def count_signs(
-    tensors: Sequence[AlignedTensor], voters: Sequence[tuple[MergeRecipe, Measured]]
+    tensors: Sequence[AlignedTensor],
+    voters: Sequence[tuple[MergeRecipe, Measured]],
+    workers: int = 1,
 ) -> list[int]:
     """Elected plus signs minus elected minus signs, for each of several recipes."""
-    counts = [0] * len(voters)
-    with BlockReader() as reader, one_thread():
-        for tensor in tensors:
-            for base, finetuned in read_cells(reader, tensor) if tensor.is_merged else ():
+
+    def count(chunk: Chunk) -> list[int]:
+        counts = [0] * len(voters)
+        for place, (recipe, measured) in enumerate(voters):
+            for base, finetuned in (b for run in chunk.runs() for b in run.read_blocks()):
                 assert base is not None
-                for place, (recipe, measured) in enumerate(voters):
-                    assert recipe.method.name == "ties"
-                    coefficients = measured.table.for_tensor(tensor.name)
-                    counts[place] += count_elected_signs(
-                        base, finetuned, coefficients, recipe.method, measured.statistics
-                    )
-    return counts
+                counts[place] += count_elected_signs(
+                    base,
+                    finetuned,
+                    measured.table.for_tensor(chunk.tensor.name),
+                    recipe.method,  # pyright: ignore[reportArgumentType]
+                    measured.thresholds_of(chunk.tensor.name),
+                )
+        return counts
+
+    found = list(run_chunks(count, cut([t for t in tensors if t.is_merged]), workers))
+    return [sum(column) for column in zip(*found, strict=True)]

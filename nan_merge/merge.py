@@ -5,18 +5,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 
-from nan_merge.manifest import MANIFEST_NAME, merge_key, read_manifest, write_side_files
-from nan_merge.measure import measure
+from nan_merge.checkpoint import Checkpoint, open_checkpoint
+from nan_merge.fingerprint import fingerprint, identity, remember, remembered_fingerprint
+from nan_merge.manifest import (
+    MANIFEST_NAME,
+    merge_key,
+    read_manifest,
+    write_side_files,
+)
+from nan_merge.measure import Measured, measure, method_of
 from nan_merge.plan import MergePlan, check_disk, plan_merge
 from nan_merge.publish import clear_folder, publish_folder, write_text_atomically
 from nan_merge.recipe import MergeRecipe
-from nan_merge.shard import JOURNAL, ShardRecord, merge_shard
+from nan_merge.shard import JOURNAL, ShardJob, ShardRecord, merge_shards
 from nan_merge.tasks import RunTasks, Task, run_serially
 
 
@@ -26,7 +33,7 @@ class MergeOutcome:
 
     Attributes:
         output: Its folder.
-        key: Digest of everything that decides its bytes.
+        key: Digest of everything that decides its content.
         reused: Whether it was there already.
     """
 
@@ -39,41 +46,45 @@ class MergeOutcome:
 class _Job:
     plan: MergePlan
     output: Path
-    key: str
 
     @property
-    def inputs(self) -> tuple[str, ...]:
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
         plan = self.plan
-        checkpoints = (plan.base, *plan.models) if plan.base else plan.models
-        return tuple(str(checkpoint.folder.resolve()) for checkpoint in checkpoints)
+        return (plan.base, *plan.models) if plan.base else plan.models
 
     @property
-    def is_done(self) -> bool:
-        manifest = self.output / MANIFEST_NAME
-        return manifest.is_file() and read_manifest(manifest).get("merge_key") == self.key
+    def group(self) -> tuple[str, ...]:
+        """Merges of one group read the same blocks of the same files."""
+        tensors = [tensor.name for shard in self.plan.shards for tensor in shard.tensors]
+        unit = method_of(self.plan.recipe).unit
+        sizes = [str(len(shard.tensors)) for shard in self.plan.shards]
+        return (unit, *map(identity, self.checkpoints), *sizes, *tensors)
 
 
 def merge_checkpoint(
-    recipe: MergeRecipe, output: Path, run_tasks: RunTasks = run_serially
+    recipe: MergeRecipe, output: Path, run_tasks: RunTasks = run_serially, *, workers: int = 1
 ) -> MergeOutcome:
     """Merge one recipe into a checkpoint folder; see `merge_checkpoints`."""
-    return merge_checkpoints([(recipe, output)], run_tasks)[0]
+    return merge_checkpoints([(recipe, output)], run_tasks, workers=workers)[0]
 
 
 def merge_checkpoints(
     recipes: Sequence[tuple[MergeRecipe, Path]],
     run_tasks: RunTasks = run_serially,
     *,
+    workers: int = 1,
     replace: bool = False,
 ) -> list[MergeOutcome]:
     """Merge recipes into checkpoint folders, which appear whole or not at all.
 
-    Recipes over the same models share their statistics. A merge that was interrupted continues
-    where it stood; one that is there already is left as it is.
+    Recipes over the same models share their statistics and their reading: each block is read
+    once and merged by all of them. A merge that was interrupted continues where it stood; one
+    that is there already is left as it is.
 
     Args:
         recipes: Recipes and their output folders.
         run_tasks: Where the tasks run; by default here, one after the other.
+        workers: Processes of each task. The result does not depend on it.
         replace: Let a merge take the place of another merge's folder, for folders that belong
             to the caller. A folder that is no merge is never replaced.
 
@@ -81,45 +92,93 @@ def merge_checkpoints(
         NanMergeError: If inputs are missing, damaged, or do not fit; if an output folder holds
             something else; if the disk is full.
     """
-    jobs: list[_Job] = []
-    for recipe, output in recipes:
-        plan = plan_merge(recipe)
-        jobs.append(_Job(plan, output, merge_key(plan)))
-    todo = [job for job in jobs if not job.is_done]
+    jobs = [_Job(plan_merge(recipe), output) for recipe, output in recipes]
+    done = {job.output: key for job in jobs if (key := _key_if_done(job, workers))}
+    todo = [job for job in jobs if job.output not in done]
     for job in todo:
         check_disk(job.plan, job.output)
-    for _, group in groupby(sorted(todo, key=_by_inputs), key=_by_inputs):
-        _merge_group(list(group), run_tasks, replace)
-    made = {job.output for job in todo}
-    return [MergeOutcome(job.output, job.key, reused=job.output not in made) for job in jobs]
+    made: dict[Path, str] = {}
+    for _, group in groupby(sorted(todo, key=_group), key=_group):
+        made |= _merge_group(list(group), run_tasks, workers, replace)
+    return [
+        MergeOutcome(job.output, (done | made)[job.output], reused=job.output in done)
+        for job in jobs
+    ]
 
 
-def _by_inputs(job: _Job) -> tuple[str, ...]:
-    return job.inputs
+def _group(job: _Job) -> tuple[str, ...]:
+    return job.group
 
 
-def _merge_group(jobs: Sequence[_Job], run_tasks: RunTasks, replace: bool) -> None:
+def _key_if_done(job: _Job, workers: int) -> str | None:
+    """The merge's key if its folder is there; inputs are read only then, to be sure."""
+    manifest = job.output / MANIFEST_NAME
+    if not manifest.is_file():
+        return None
+    fingerprints = [fingerprint(checkpoint, workers) for checkpoint in job.checkpoints]
+    key = merge_key(job.plan, fingerprints)
+    return key if read_manifest(manifest).get("merge_key") == key else None
+
+
+def _merge_group(
+    jobs: Sequence[_Job], run_tasks: RunTasks, workers: int, replace: bool
+) -> dict[Path, str]:
     """Merge recipes over the same inputs: all statistics first, then all files of all results."""
+    keys: dict[Path, str] = {}
     with ExitStack() as stack:
         folders = [_enter_staging(stack, job, replace) for job in jobs]
-        measured = measure([job.plan for job in jobs], run_tasks)
-        tasks = [
-            Task(
-                f"merge {job.output.name}",
-                merge_shard,
-                (shard, job.plan.recipe, item, str(folder)),
-                shard.input_bytes,
-            )
-            for job, item, folder in zip(jobs, measured, folders, strict=True)
-            for shard in job.plan.shards
-        ]
-        records: Iterator[ShardRecord] = iter(run_tasks(tasks))
-        for job, item, folder in zip(jobs, measured, folders, strict=True):
-            own_records = islice(records, len(job.plan.shards))
-            files = {record.file_name: record.sha256 for record in own_records}
-            write_side_files(folder, job.plan, item, job.key, files)
+        measured = measure([job.plan for job in jobs], run_tasks, workers)
+        records = run_tasks(_shard_tasks(jobs, measured, folders, workers))
+        fingerprints = _fingerprints(jobs[0], [found[0] for found in records])
+        for place, (job, item, folder) in enumerate(zip(jobs, measured, folders, strict=True)):
+            keys[job.output] = merge_key(job.plan, fingerprints)
+            files = [found[place] for found in records]
+            write_side_files(folder, job.plan, item, fingerprints, files)
             clear_folder(folder / JOURNAL)
             (folder / JOURNAL).rmdir()
+    for place, job in enumerate(jobs):
+        _remember_output(job, [found[place] for found in records])
+    return keys
+
+
+def _shard_tasks(
+    jobs: Sequence[_Job], measured: Sequence[Measured], folders: Sequence[Path], workers: int
+) -> list[Task]:
+    """A task per file; it writes that file of every merge of the group."""
+    tasks: list[Task] = []
+    for place, shard in enumerate(jobs[0].plan.shards):
+        shard_jobs = [
+            ShardJob(job.plan.shards[place], job.plan.recipe, item, str(folder))
+            for job, item, folder in zip(jobs, measured, folders, strict=True)
+        ]
+        tasks.append(Task("merge", merge_shards, (shard_jobs, workers), shard.input_bytes))
+    return tasks
+
+
+def _fingerprints(job: _Job, records: Sequence[ShardRecord]) -> list[str]:
+    """Fingerprints of the inputs, from the hashes that the merge took of what it read."""
+    found: list[str] = []
+    for place, checkpoint in enumerate(job.checkpoints):
+        digests = {
+            name: [bytes.fromhex(segment) for segment in segments]
+            for record in records
+            for name, segments in record.inputs[place].items()
+        }
+        if digests.keys() == checkpoint.tensors.keys():
+            known = remembered_fingerprint(checkpoint)
+            found.append(known or remember(checkpoint, digests))
+        else:  # tensors that the merge leaves out are part of a checkpoint all the same
+            found.append(fingerprint(checkpoint))
+    return found
+
+
+def _remember_output(job: _Job, records: Sequence[ShardRecord]) -> None:
+    digests = {
+        name: [bytes.fromhex(segment) for segment in segments]
+        for record in records
+        for name, segments in record.tensors.items()
+    }
+    remember(open_checkpoint(str(job.output)), digests)
 
 
 def _enter_staging(stack: ExitStack, job: _Job, replace: bool) -> Path:
@@ -127,8 +186,9 @@ def _enter_staging(stack: ExitStack, job: _Job, replace: bool) -> Path:
     is_merge = (job.output / MANIFEST_NAME).is_file()
     publishing = publish_folder(job.output, keep_partial=True, replace=replace and is_merge)
     folder = stack.enter_context(publishing)
+    key = merge_key(job.plan, [identity(checkpoint) for checkpoint in job.checkpoints])
     key_file = folder / JOURNAL / "merge_key"
-    if not key_file.is_file() or key_file.read_text(encoding="utf-8") != job.key:
+    if not key_file.is_file() or key_file.read_text(encoding="utf-8") != key:
         clear_folder(folder)
-        write_text_atomically(key_file, job.key)
+        write_text_atomically(key_file, key)
     return folder

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import torch
 
-from nan_merge.checkpoint import Checkpoint, layer_of, open_checkpoint
+from nan_merge.checkpoint import Checkpoint, layer_of
 from nan_merge.errors import CheckpointError, IncompatibleError, NanMergeError, OutputError
+from nan_merge.lora import config_folder
+from nan_merge.missing import Missing, find_problems, missing_policy
+from nan_merge.model_reference import open_model
 from nan_merge.recipe import MergeRecipe
 from nan_merge.safetensors_file import TensorInfo
 
@@ -55,7 +58,7 @@ class AlignedTensor:
 
     def output_dtype(self, dtype: torch.dtype | None) -> torch.dtype:
         """Its type in the result, if floats are asked to be ``dtype``."""
-        return dtype if dtype is not None and self.is_merged else self.reference.dtype
+        return dtype if dtype is not None and self.is_merged else self.reference.stored_dtype
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,11 @@ class MergePlan:
         return self.base or self.models[0]
 
     @property
+    def side_folder(self) -> Path:
+        """Where that config and tokenizer lie: for an adapter, beside its base."""
+        return config_folder(self.reference)
+
+    @property
     def output_bytes(self) -> int:
         """Bytes of tensor data that the result will hold."""
         return sum(shard.num_bytes for shard in self.shards)
@@ -116,13 +124,9 @@ def plan_merge(recipe: MergeRecipe) -> MergePlan:
         CheckpointError: If checkpoints cannot be opened; lists all that cannot.
         IncompatibleError: If they do not fit; lists every problem with its mend.
     """
-    references = [(model.path, model.name) for model in recipe.models]
-    if recipe.base is not None:
-        references.insert(0, (recipe.base, "base"))
-    opened = _open_all(references)
-    base, models = (opened[0], opened[1:]) if recipe.base is not None else (None, opened)
+    base, models = _open_all(recipe)
     _refuse_repeated(models)
-    tensors = align(base, models)
+    tensors = align(base, models, getattr(recipe, "missing", "error"))
     dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
     shards = tuple(pack_shards(tensors, dtype, recipe.shard_bytes))
     return MergePlan(recipe, base, tuple(models), tensors, shards)
@@ -143,12 +147,18 @@ def check_disk(plan: MergePlan, output: Path) -> None:
         )
 
 
-def _open_all(references: Sequence[tuple[str, str]]) -> list[Checkpoint]:
-    opened: list[Checkpoint] = []
+def _open_all(recipe: MergeRecipe) -> tuple[Checkpoint | None, list[Checkpoint]]:
+    base: Checkpoint | None = None
+    models: list[Checkpoint] = []
     problems: list[NanMergeError] = []
-    for path, name in references:
+    if recipe.base is not None:
         try:
-            opened.append(open_checkpoint(path, name))
+            base = open_model(recipe.base, "base")
+        except CheckpointError as error:
+            problems.append(error)
+    for model in recipe.models:
+        try:
+            models.append(open_model(model.path, model.name, base))
         except CheckpointError as error:
             problems.append(error)
     if len(problems) == 1:
@@ -156,28 +166,46 @@ def _open_all(references: Sequence[tuple[str, str]]) -> list[Checkpoint]:
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise CheckpointError(f"{len(problems)} checkpoints cannot be opened:\n{lines}")
-    return opened
+    return base, models
 
 
 def _refuse_repeated(models: Sequence[Checkpoint]) -> None:
-    folders = Counter(model.folder.resolve() for model in models)
-    for folder, count in folders.items():
+    # One adapter on two bases is two models, so the base's folder counts too.
+    places = [(model.folder.resolve(), config_folder(model).resolve()) for model in models]
+    for place, count in Counter(places).items():
         if count > 1:
-            names = " and ".join(model.name for model in models if model.folder.resolve() == folder)
+            same = [model.name for model, own in zip(models, places, strict=True) if own == place]
             raise IncompatibleError(
-                f"Models {names} are the same folder, {folder}. A model that is merged with itself "
-                "only counts more: name it once and give it a `weight`."
+                f"Models {' and '.join(same)} are the same folder, {place[0]}. A model that is "
+                "merged with itself only counts more: name it once and give it a `weight`."
             )
 
 
-def align(base: Checkpoint | None, models: Sequence[Checkpoint]) -> tuple[AlignedTensor, ...]:
+def align(
+    base: Checkpoint | None, models: Sequence[Checkpoint], missing: Missing = "error"
+) -> tuple[AlignedTensor, ...]:
     """Pair the tensors of all inputs by name.
+
+    Args:
+        base: The base model, if there is one.
+        models: The fine-tuned models.
+        missing: What to do with a tensor that not all of them have; see `nan_merge.missing`.
 
     Raises:
         IncompatibleError: If a tensor is missing somewhere, or has another shape or kind.
     """
     reference = base or models[0]
-    problems = [line for model in models for line in _differences(reference, model)]
+    problems = list(find_problems(base, models, missing))
+    aligned: list[AlignedTensor] = []
+    for name, own in reference.tensors.items() if not problems else ():
+        found = [model.tensors.get(name) for model in models]
+        if None in found and missing_policy(missing, name) == "drop":
+            continue
+        # What a model lacks, under the policy `base`, it has as the base has it.
+        finetuned = tuple(own if tensor is None else tensor for tensor in found)
+        aligned.append(AlignedTensor(name, own if base else None, finetuned))
+    if not aligned and not problems:
+        problems = ["no tensor is in all of them"]
     if problems:
         shown = problems[:MAX_LISTED_PROBLEMS]
         if len(problems) > len(shown):
@@ -185,35 +213,11 @@ def align(base: Checkpoint | None, models: Sequence[Checkpoint]) -> tuple[Aligne
         lines = "\n".join(f"  - {line}" for line in shown)
         raise IncompatibleError(
             f"The models do not fit each other ({len(problems)} problems):\n{lines}\n"
-            f"Merge only models that were fine-tuned from {reference.name} ({reference.folder})."
+            f"Merge only models that were fine-tuned from {reference.name} ({reference.folder}), "
+            "or say with `missing: base` or `missing: drop` what becomes of tensors that not all "
+            "of them have."
         )
-    return tuple(
-        AlignedTensor(
-            name,
-            base.tensors[name] if base else None,
-            tuple(model.tensors[name] for model in models),
-        )
-        for name in reference.tensors
-    )
-
-
-def _differences(reference: Checkpoint, model: Checkpoint) -> Iterator[str]:
-    for name, expected in reference.tensors.items():
-        found = model.tensors.get(name)
-        if found is None:
-            yield f"{model.name} ({model.folder}) lacks tensor {name}"
-        elif found.shape != expected.shape:
-            yield (
-                f"{name}: {model.name} has shape {found.shape} ({found.path}), "
-                f"{reference.name} has {expected.shape}"
-            )
-        elif found.dtype.is_floating_point != expected.dtype.is_floating_point:
-            yield (
-                f"{name}: {model.name} holds {found.dtype} ({found.path}), "
-                f"{reference.name} {expected.dtype}"
-            )
-    for name in model.tensors.keys() - reference.tensors.keys():
-        yield f"{model.name} has a tensor that {reference.name} lacks: {name}"
+    return tuple(aligned)
 
 
 def output_bytes(tensor: AlignedTensor, dtype: torch.dtype | None) -> int:

@@ -15,9 +15,11 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_
 
 from nan_merge.methods import METHODS, MethodOptions
 from nan_merge.schema import StrictModel
+from nan_merge.shares import SHARES
+from nan_merge.weights import Weight, check_weight
 
 OutputDtype = Literal["float32", "bfloat16", "float16"]
-CoefficientSource = Literal["nan", "uniform", "matched", "fixed"]
+CoefficientSource = Literal["nan", "rms", "metagpt", "uniform", "matched", "fixed"]
 Scale = Literal["paper", "norm", "count"] | Annotated[float, Field(gt=0)]
 
 
@@ -42,8 +44,11 @@ class ModelReference(StrictModel):
     """Folder of a checkpoint, or a hub id such as `org/model` or `org/model@revision`."""
     name: str = Field(default="", min_length=1)
     """What tables and coefficient files call it; the last part of `path` if absent."""
-    weight: float = 1.0
-    """Factor on this model's coefficient."""
+    weight: Weight = 1.0
+    """Factor on this model's coefficient: a number; a list of numbers, interpolated from the first
+    layer to the last; or rules `{filter: PATTERN, value: number or list}`, of which the first that
+    fits a tensor's name counts. A rule without `filter` fits all; where none fits, the weight is 0
+    and the base is kept."""
 
     @model_validator(mode="before")
     @classmethod
@@ -57,13 +62,21 @@ class ModelReference(StrictModel):
             }
         return value
 
+    @field_validator("weight")
+    @classmethod
+    def _weight_means_something(cls, weight: Weight) -> Weight:
+        check_weight(weight)
+        return weight
+
 
 class CoefficientSpec(StrictModel):
     """Where the coefficients come from: `c_i = lambda * scale * alpha_i * weight_i`."""
 
     source: CoefficientSource = "uniform"
-    """`nan`: inverse norms (arXiv 2505.16148, Eq. 10); `uniform`: the same for every model;
-    `matched`: uniform with NAN's sum, for ablations; `fixed`: `values`."""
+    """`nan`: inverse norms (arXiv 2505.16148, Eq. 10); `rms`: inverse root mean squares, every
+    tensor counting the same; `metagpt`: squared norms of task vectors (arXiv 2406.11385);
+    `uniform`: the same for every model; `matched`: uniform with NAN's sum, for ablations;
+    `fixed`: `values`."""
     values: tuple[float, ...] | None = None
     """One number per model, for `source: fixed` only."""
     target: Literal["weights", "task_vector"] = "weights"
@@ -75,11 +88,12 @@ class CoefficientSpec(StrictModel):
     exclude: tuple[str, ...] = ()
     """Glob patterns of tensor names whose norms do not count."""
     power: float = Field(default=1.0, gt=0)
-    """Exponent of the norm: 1 in the paper, 2 for the squared norm it argues against."""
+    """Exponent of the source's norms: 1 in the papers; 2 with `nan` is the squared norm that its
+    paper argues against."""
     scale: Scale | None = None
     """Global factor: `paper` is m/2, `count` is m, `norm` makes the merged update as long as the
-    mean task vector, or a number. Default: `paper` for nan and matched, `count` for uniform
-    (then every coefficient is lambda), 1 for fixed and for methods whose weights sum to 1."""
+    mean task vector, or a number. Default: `paper` for nan, rms and matched, `count` for uniform
+    (then every coefficient is lambda), 1 for the others and where weights sum to 1."""
     lambda_: float = Field(default=1.0, alias="lambda")
     """A further factor on every coefficient."""
     zero_norm: Literal["error", "exclude"] = "error"
@@ -89,7 +103,15 @@ class CoefficientSpec(StrictModel):
     def _values_belong_to_fixed(self) -> CoefficientSpec:
         if (self.source == "fixed") != (self.values is not None):
             raise ValueError("`values` goes with `source: fixed`, and only with it")
+        fixed_target = SHARES[self.source].target if self.source in SHARES else None
+        if fixed_target and "target" in self.model_fields_set and self.target != fixed_target:
+            raise ValueError(f"`source: {self.source}` is about `target: {fixed_target}` alone")
         return self
+
+    @property
+    def norm_target(self) -> str:
+        """Whose norms are taken: `target`, unless the source leaves no choice."""
+        return (SHARES[self.source].target if self.source in SHARES else None) or self.target
 
 
 def _expand_coefficients(value: Any) -> Any:
@@ -138,6 +160,8 @@ class MergeRecipe(StrictModel):
     """Most bytes in one file of the result; a tensor is never split."""
     seed: int = Field(default=0, ge=0)
     """Seed of methods that draw at random."""
+    num_layers: int | None = Field(default=None, ge=1)
+    """How many layers the models must have; refuses others. Nothing is checked if absent."""
 
     @field_validator("models")
     @classmethod
@@ -152,19 +176,42 @@ class MergeRecipe(StrictModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> MergeRecipe:
-        values, source = self.coefficients.values, self.coefficients
-        if values is not None and len(values) != len(self.models):
-            raise ValueError(
-                f"{len(values)} coefficients for {len(self.models)} models; give one each"
-            )
-        method = METHODS[self.method.name]
+        values, num_models = self.coefficients.values, len(self.models)
+        if values is not None and len(values) != num_models:
+            raise ValueError(f"{len(values)} coefficients for {num_models} models; give one each")
+        for option, value in self.method:
+            if isinstance(value, tuple) and len(value) != num_models:
+                raise ValueError(
+                    f"method.{option} has {len(value)} numbers for {num_models} models; give one "
+                    "number, or one each"
+                )
+        self._method_takes_these_models()
+        self._method_takes_these_coefficients()
+        return self
+
+    def _method_takes_these_models(self) -> None:
+        row, num_models = METHODS[self.method.name], len(self.models)
+        most = row.most_models or num_models
+        if not row.fewest_models <= num_models <= most:
+            wanted = {
+                (row.fewest_models, None): f"at least {row.fewest_models}",
+                (row.fewest_models, row.fewest_models): f"exactly {row.fewest_models}",
+            }.get((row.fewest_models, row.most_models), f"at most {row.most_models}")
+            raise ValueError(f"method {self.method.name} merges {wanted} models, not {num_models}")
+
+    def _method_takes_these_coefficients(self) -> None:
+        source, row = self.coefficients, METHODS[self.method.name].for_options(self.method)
         if self.base is None and (
-            method.needs_base or source.target == "task_vector" or source.scale == "norm"
+            row.needs_base or source.norm_target == "task_vector" or source.scale == "norm"
         ):
             raise ValueError(f"method {self.method.name} with these coefficients needs a `base`")
-        if method.weights_sum_to_one and (source.scale is not None or source.lambda_ != 1):
+        if row.weights_sum_to_one and (source.scale is not None or source.lambda_ != 1):
             raise ValueError(
                 f"method {self.method.name} divides by the sum of its weights, so `scale` "
                 "and `lambda` would cancel; remove them"
             )
-        return self
+        if row.nan_refused and source.source in ("matched", *SHARES):
+            raise ValueError(
+                f"method {self.method.name} does not take `coefficients: {source.source}`: "
+                f"{row.nan_refused}"
+            )

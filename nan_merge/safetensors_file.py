@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +37,8 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 DTYPE_CODES = {dtype: code for code, dtype in TORCH_DTYPES.items()}
 # The limit of the reference implementation; a larger header is a broken or hostile file.
 MAX_HEADER_BYTES = 100_000_000
+# What a reader keeps of tensors that are computed from others: a few factors and cells of each.
+MAX_REMEMBERED_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,15 @@ class TensorInfo:
     def num_bytes(self) -> int:
         """Size of the data in bytes."""
         return self.num_elements * self.dtype.itemsize
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """Type that the model keeps it in, and so its type in a result that names none."""
+        return self.dtype
+
+    def read_from(self, reader: BlockReader, start: int, count: int) -> Tensor:
+        """Elements of the flattened tensor; tensors computed from others override it."""
+        return reader.read_stored(self, start, count)
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -150,6 +163,9 @@ class BlockReader:
 
     def __init__(self) -> None:
         self._descriptors: dict[str, int] = {}
+        self._buffers: dict[int, np.ndarray] = {}
+        self._remembered: dict[Hashable, Tensor] = {}
+        self._lock = Lock()
 
     def __enter__(self) -> BlockReader:
         return self
@@ -158,9 +174,20 @@ class BlockReader:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
+        self._buffers.clear()
+        self._remembered.clear()
 
-    def read(self, tensor: TensorInfo, start: int = 0, count: int | None = None) -> Tensor:
+    def read(
+        self, tensor: TensorInfo, start: int = 0, count: int | None = None, slot: int | None = None
+    ) -> Tensor:
         """Elements ``start`` to ``start + count`` of the flattened tensor, in its own type.
+
+        Args:
+            tensor: What to read.
+            start: First element.
+            count: Number of elements; all that follow if None.
+            slot: Read into memory that the next read with the same slot will use again: fresh
+                memory costs as much as the reading. None for memory of its own.
 
         Returns:
             Shape (count,), on the CPU.
@@ -169,12 +196,38 @@ class BlockReader:
             CheckpointError: If the file has shrunk since its header was read.
         """
         count = tensor.num_elements - start if count is None else count
-        num_bytes = count * tensor.dtype.itemsize
-        if num_bytes == 0:
+        if count == 0:
             return torch.empty(0, dtype=tensor.dtype)
-        buffer = bytearray(num_bytes)
+        if type(tensor) is TensorInfo:
+            return self.read_stored(tensor, start, count, slot)
+        return tensor.read_from(self, start, count)
+
+    def read_stored(
+        self, tensor: TensorInfo, start: int, count: int, slot: int | None = None
+    ) -> Tensor:
+        """Elements that lie in a file one after the other; ``count`` is not zero."""
+        num_bytes = count * tensor.dtype.itemsize
+        buffer = self._buffers.get(slot) if slot is not None else None
+        if buffer is None or len(buffer) < num_bytes:
+            buffer = np.empty(num_bytes, dtype=np.uint8)
+            if slot is not None:
+                self._buffers[slot] = buffer
+        buffer = buffer[:num_bytes]
         self._fill(tensor, memoryview(buffer), tensor.offset + start * tensor.dtype.itemsize)
-        return torch.frombuffer(buffer, dtype=tensor.dtype)
+        return torch.from_numpy(buffer).view(tensor.dtype)
+
+    def remember(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """What ``make`` gives, computed again only after it was unused for a while."""
+        with self._lock:
+            found = self._remembered.pop(key, None)
+        found = make() if found is None else found
+        with self._lock:
+            kept = self._remembered
+            kept[key] = found
+            # The oldest come first; what was just asked for stays, whatever its size.
+            while len(kept) > 1 and sum(t.nbytes for t in kept.values()) > MAX_REMEMBERED_BYTES:
+                kept.pop(next(iter(kept)))
+        return found
 
     def _fill(self, tensor: TensorInfo, view: memoryview, offset: int) -> None:
         try:

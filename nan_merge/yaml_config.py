@@ -42,7 +42,11 @@ def load_config(path: Path, schema: type[T], overrides: Sequence[str] = ()) -> T
     Raises:
         ConfigError: If anything is wrong; the message has a line for every problem.
     """
-    document = read_document(path)
+    return check_document(read_document(path), schema, overrides)
+
+
+def check_document(document: Document, schema: type[T], overrides: Sequence[str] = ()) -> T:
+    """Apply overrides to a document that was read, and check it; for the rest see `load_config`."""
     problems = document.problems
     for override in overrides:
         try:

@@ -153,10 +153,9 @@ def merge(
 ) -> None:
     """Merge models on this machine and write the result to a folder."""
     with _explain_errors(debug):
-        from nan_merge.recipe import MergeRecipe
-        from nan_merge.yaml_config import load_config
+        from nan_merge.recipe_file import load_recipe
 
-        checked = load_config(recipe, MergeRecipe, overrides or ())
+        checked = load_recipe(recipe, overrides or ())
         from pipelines.merge import merge_command
 
         merge_command(checked, output, _console())
@@ -169,10 +168,9 @@ def merge(
 def plan(recipe: Recipe, overrides: Overrides = None, debug: Debug = False) -> None:
     """Check whether models can be merged and what it would write; merges nothing."""
     with _explain_errors(debug):
-        from nan_merge.recipe import MergeRecipe
-        from nan_merge.yaml_config import load_config
+        from nan_merge.recipe_file import load_recipe
 
-        checked = load_config(recipe, MergeRecipe, overrides or ())
+        checked = load_recipe(recipe, overrides or ())
         from pipelines.merge import plan_command
 
         plan_command(checked, _console())

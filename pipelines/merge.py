@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def merge_command(recipe: MergeRecipe, output: Path, console: Console) -> None:
                 bar.advance()
         return results
 
-    outcome = merge_checkpoint(recipe, output, run_tasks)
+    outcome = merge_checkpoint(recipe, output, run_tasks, workers=os.cpu_count() or 1)
     manifest = read_manifest(output / MANIFEST_NAME)
     console.print(coefficients_table(manifest))
     for line in coefficient_notes(manifest):

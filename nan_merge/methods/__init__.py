@@ -5,9 +5,37 @@ from typing import Annotated
 from pydantic import Field
 
 from nan_merge.methods.average import AverageOptions, average
-from nan_merge.methods.method import MergeMethod, ModelStatistics
+from nan_merge.methods.breadcrumbs import (
+    BreadcrumbsOptions,
+    BreadcrumbsTiesOptions,
+    breadcrumbs,
+    breadcrumbs_row,
+    breadcrumbs_ties,
+)
+from nan_merge.methods.dare import (
+    DareLinearOptions,
+    DareTiesOptions,
+    dare_linear,
+    dare_row,
+    dare_ties,
+)
+from nan_merge.methods.della import (
+    DellaLinearOptions,
+    DellaTiesOptions,
+    della_linear,
+    della_row,
+    della_ties,
+)
+from nan_merge.methods.method import Context, MergeMethod, TensorNorms
+from nan_merge.methods.model_stock import NAN_REFUSED as NAN_ON_MODEL_STOCK
+from nan_merge.methods.model_stock import ModelStockOptions, model_stock, model_stock_row
+from nan_merge.methods.nuslerp import NuslerpOptions, nuslerp, nuslerp_row
+from nan_merge.methods.passthrough import NAN_REFUSED as NAN_ON_PASSTHROUGH
+from nan_merge.methods.passthrough import PassthroughOptions, passthrough
+from nan_merge.methods.sce import SceOptions, sce, sce_row
+from nan_merge.methods.slerp import SlerpOptions, slerp
 from nan_merge.methods.task_arithmetic import TaskArithmeticOptions, task_arithmetic
-from nan_merge.methods.ties import TiesOptions, ties
+from nan_merge.methods.ties import TiesOptions, ties, ties_row
 
 METHODS: dict[str, MergeMethod] = {
     "average": MergeMethod(
@@ -17,12 +45,102 @@ METHODS: dict[str, MergeMethod] = {
         TaskArithmeticOptions, task_arithmetic, paper="arXiv:2212.04089"
     ),
     "ties": MergeMethod(
-        TiesOptions, ties, paper="arXiv:2306.01708", needs=("magnitude_threshold", "majority_sign")
+        TiesOptions,
+        ties,
+        paper="arXiv:2306.01708",
+        needs=("magnitude_threshold", "majority_sign"),
+        varies=ties_row,
+    ),
+    "dare_linear": MergeMethod(
+        DareLinearOptions, dare_linear, paper="arXiv:2311.03099", varies=dare_row
+    ),
+    "dare_ties": MergeMethod(DareTiesOptions, dare_ties, paper="arXiv:2311.03099", varies=dare_row),
+    "della_linear": MergeMethod(
+        DellaLinearOptions, della_linear, paper="arXiv:2406.11617", unit="row", varies=della_row
+    ),
+    "della_ties": MergeMethod(
+        DellaTiesOptions, della_ties, paper="arXiv:2406.11617", unit="row", varies=della_row
+    ),
+    "breadcrumbs": MergeMethod(
+        BreadcrumbsOptions,
+        breadcrumbs,
+        paper="arXiv:2312.06795",
+        unit="matrix",
+        varies=breadcrumbs_row,
+    ),
+    "breadcrumbs_ties": MergeMethod(
+        BreadcrumbsTiesOptions,
+        breadcrumbs_ties,
+        paper="arXiv:2312.06795",
+        unit="matrix",
+        varies=breadcrumbs_row,
+    ),
+    "slerp": MergeMethod(
+        SlerpOptions,
+        slerp,
+        paper="doi:10.1145/325334.325242",
+        needs=("inner_products",),
+        needs_base=False,
+        weights_sum_to_one=True,
+        fewest_models=2,
+        most_models=2,
+    ),
+    "nuslerp": MergeMethod(
+        NuslerpOptions,
+        nuslerp,
+        paper="github.com/arcee-ai/mergekit",
+        needs=("inner_products",),
+        needs_base=False,
+        weights_sum_to_one=True,
+        fewest_models=2,
+        most_models=2,
+        varies=nuslerp_row,
+    ),
+    "model_stock": MergeMethod(
+        ModelStockOptions,
+        model_stock,
+        paper="arXiv:2403.19522",
+        needs=("inner_products",),
+        weights_sum_to_one=True,
+        fewest_models=2,
+        nan_refused=NAN_ON_MODEL_STOCK,
+        varies=model_stock_row,
+    ),
+    "sce": MergeMethod(
+        SceOptions,
+        sce,
+        paper="arXiv:2408.07990",
+        needs=("inner_products",),
+        weights_sum_to_one=True,
+        fewest_models=2,
+        varies=sce_row,
+    ),
+    "passthrough": MergeMethod(
+        PassthroughOptions,
+        passthrough,
+        paper="github.com/arcee-ai/mergekit",
+        needs_base=False,
+        most_models=1,
+        nan_refused=NAN_ON_PASSTHROUGH,
     ),
 }
 
 MethodOptions = Annotated[
-    AverageOptions | TaskArithmeticOptions | TiesOptions, Field(discriminator="name")
+    AverageOptions
+    | TaskArithmeticOptions
+    | TiesOptions
+    | DareLinearOptions
+    | DareTiesOptions
+    | DellaLinearOptions
+    | DellaTiesOptions
+    | BreadcrumbsOptions
+    | BreadcrumbsTiesOptions
+    | SlerpOptions
+    | NuslerpOptions
+    | ModelStockOptions
+    | SceOptions
+    | PassthroughOptions,
+    Field(discriminator="name"),
 ]
 
-__all__ = ["METHODS", "MergeMethod", "MethodOptions", "ModelStatistics"]
+__all__ = ["METHODS", "Context", "MergeMethod", "MethodOptions", "TensorNorms"]

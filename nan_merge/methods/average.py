@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from nan_merge.methods.method import ModelStatistics
+from nan_merge.methods.method import Context
 from nan_merge.schema import StrictModel
 
 
@@ -22,7 +22,7 @@ def average(
     finetuned: Sequence[Tensor],
     coefficients: Sequence[float],
     options: AverageOptions,
-    statistics: ModelStatistics,
+    context: Context,
 ) -> Tensor:
     """Sum of the models times their coefficients, which sum to 1.
 
@@ -31,12 +31,12 @@ def average(
         finetuned: T pieces of shape S, float32.
         coefficients: T numbers that sum to 1.
         options: None to set.
-        statistics: Not used.
+        context: Not used.
 
     Returns:
         Shape S, float32.
     """
-    merged = finetuned[0] * coefficients[0]
+    merged = finetuned[0].mul_(coefficients[0])
     for tensor, coefficient in zip(finetuned[1:], coefficients[1:], strict=True):
-        merged.add_(tensor, alpha=coefficient)
+        merged.add_(tensor.mul_(coefficient))
     return merged

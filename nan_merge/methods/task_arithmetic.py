@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from nan_merge.methods.method import ModelStatistics
+from nan_merge.methods.method import Context
 from nan_merge.schema import StrictModel
 
 
@@ -22,7 +22,7 @@ def task_arithmetic(
     finetuned: Sequence[Tensor],
     coefficients: Sequence[float],
     options: TaskArithmeticOptions,
-    statistics: ModelStatistics,
+    context: Context,
 ) -> Tensor:
     """Base + sum_i c_i (finetuned_i - base), summed in the recipe's order.
 
@@ -31,13 +31,15 @@ def task_arithmetic(
         finetuned: T pieces of shape S, float32.
         coefficients: T numbers.
         options: None to set.
-        statistics: Not used.
+        context: Not used.
 
     Returns:
         Shape S, float32.
     """
     assert base is not None
-    update = (finetuned[0] - base).mul_(coefficients[0])
+    # Multiply, then add: torch fuses `add(alpha=)` in some elements and not in others, and then
+    # the last bit would depend on where a piece begins.
+    update = finetuned[0].sub_(base).mul_(coefficients[0])
     for tensor, coefficient in zip(finetuned[1:], coefficients[1:], strict=True):
-        update.add_(tensor - base, alpha=coefficient)
+        update.add_(tensor.sub_(base).mul_(coefficient))
     return update.add_(base)

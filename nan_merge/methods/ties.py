@@ -1,34 +1,39 @@
 """TIES: trim, elect signs, merge what agrees (arXiv 2306.01708, Algorithm 1).
 
-As in the authors' code (prateeky2806/ties-merging, src/ties_minimal.ipynb), the threshold is one
-number per model over its whole task vector, elements tied with it are kept, and an element whose
-vote is tied takes the sign of the majority of all elected elements.
+What is trimmed depends on the dialect: an element is kept if its magnitude is not below its
+model's threshold, which is the magnitude of rank `kept_rank`, over the whole task vector in
+`paper` and `fusionbench`, over one tensor in `mergekit` and `peft`. Elements tied with the
+threshold are all kept, as in the authors' code (prateeky2806/ties-merging,
+src/ties_minimal.ipynb); mergekit and PEFT keep exactly k of them, whichever their sort puts first.
+How signs are elected and elements joined: `nan_merge.methods.consensus`. mergekit's `int8_mask`
+changes nothing and has no counterpart.
+
+`coefficients`: any, NAN's included. They weigh votes and elements; with `disjoint: weighted_mean`
+(the default of `mergekit`) only their ratios count, so NAN's scale is cancelled and its allocation
+is left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-import torch
-from pydantic import Field
 from torch import Tensor
 
-from nan_merge.methods.method import ModelStatistics
-from nan_merge.schema import StrictModel
+from nan_merge.methods.consensus import ConsensusOptions, join, rule_of, vote
+from nan_merge.methods.method import Context, Dialect, PerModelShare, task_vectors
 
 
-class TiesOptions(StrictModel):
+class TiesOptions(ConsensusOptions):
     """Options of `method: ties`."""
 
     name: Literal["ties"] = "ties"
-    density: float = Field(default=0.2, gt=0, le=1)
-    """Share of each task vector's elements that is kept, the largest by magnitude."""
-    disjoint: Literal["mean", "sum"] = "mean"
-    """How agreeing elements are joined: `mean` as in the TIES paper, or `sum` as in the code behind
-    AdaMerging's and FusionBench's TIES rows, which the tables of arXiv 2505.16148 quote."""
-    order: Literal["before", "after"] = "before"
-    """Whether coefficients weigh the vote on signs, or are applied after it."""
+    density: PerModelShare = 0.2
+    """Share of each task vector's elements that is kept, the largest by magnitude; one number, or
+    one per model."""
+    dialect: Dialect = "paper"
+    """Whose TIES: the paper's, or that of mergekit, PEFT or FusionBench. It decides over what the
+    share is taken, where a tied vote goes, and the defaults of `disjoint` and `order`."""
 
 
 def ties(
@@ -36,55 +41,66 @@ def ties(
     finetuned: Sequence[Tensor],
     coefficients: Sequence[float],
     options: TiesOptions,
-    statistics: ModelStatistics,
+    context: Context,
 ) -> Tensor:
-    """Base + the agreeing, trimmed and weighted task vectors, summed or averaged by their number.
+    """Base + the agreeing, trimmed and weighted task vectors, summed or averaged.
 
-    The mean divides by the number of agreeing elements, not by the sum of their coefficients, so
-    that the coefficients' scale is kept; with equal coefficients it is the paper's lambda.
+    The paper's mean divides by the number of agreeing elements, not by the sum of their
+    coefficients, so that the coefficients' scale is kept; with equal coefficients it is the
+    paper's lambda.
 
     Args:
         base: Shape S, float32.
         finetuned: T pieces of shape S, float32.
         coefficients: T numbers.
-        options: Density, kind of join and order.
-        statistics: T magnitude thresholds and the sign that wins ties.
+        options: Density, dialect, kind of join and order.
+        context: T magnitude thresholds and the sign that wins ties.
 
     Returns:
         Shape S, float32.
     """
     assert base is not None
-    trimmed = trim(base, finetuned, statistics.magnitude_thresholds)
-    votes = vote(trimmed, coefficients, options)
-    elected = torch.where(votes == 0, statistics.majority_sign, votes.sign())
-    update = torch.zeros_like(base)
-    num_agreeing = torch.zeros_like(base)
-    for vector, coefficient in zip(trimmed, coefficients, strict=True):
-        # With `before` the weighted vector is what agrees or not: a negative weight flips it.
-        weighted = vector * coefficient
-        agrees = (weighted if options.order == "before" else vector).sign() == elected
-        update += weighted * agrees
-        num_agreeing += agrees
-    if options.disjoint == "mean":
-        update /= num_agreeing.clamp_min_(1.0)
-    return update + base
+    trimmed = trim(base, finetuned, context.thresholds)
+    rule = rule_of(options, options.dialect)
+    return join(trimmed, coefficients, options, rule, context.majority_sign).add_(base)
 
 
 def trim(base: Tensor, finetuned: Sequence[Tensor], thresholds: Sequence[float]) -> list[Tensor]:
     """Task vectors, each of shape S, with every element below its model's threshold set to zero."""
-    vectors = [tensor - base for tensor in finetuned]
+    vectors = task_vectors(base, finetuned)
     for vector, threshold in zip(vectors, thresholds, strict=True):
         vector[vector.abs() < threshold] = 0.0
     return vectors
 
 
-def vote(trimmed: Sequence[Tensor], coefficients: Sequence[float], options: TiesOptions) -> Tensor:
-    """Sum of the trimmed task vectors, weighted if `order` is `before`; its sign is elected."""
-    weights = coefficients if options.order == "before" else [1.0] * len(trimmed)
-    votes = trimmed[0] * weights[0]
-    for vector, weight in zip(trimmed[1:], weights[1:], strict=True):
-        votes.add_(vector, alpha=weight)
-    return votes
+def kept_rank(dialect: Dialect, density: float, num_elements: int) -> int:
+    """Rank (from 1, ascending) of the smallest magnitude that is kept.
+
+    `paper` and `fusionbench` take the (d - floor(d * density))-th of d magnitudes and so keep
+    floor(d * density) + 1; `mergekit` keeps floor(d * density) but at least one, `peft`
+    floor(d * density), which can be none.
+
+    Args:
+        dialect: Whose rule.
+        density: Share that is kept, in (0, 1].
+        num_elements: Of the whole model or of one tensor, as the dialect asks.
+
+    Returns:
+        0 if all are kept (threshold 0), ``num_elements + 1`` if none is (threshold infinity).
+    """
+    kept = int(density * num_elements)
+    if density >= 1 or num_elements == 0:
+        return 0
+    if dialect in ("paper", "fusionbench"):
+        return num_elements - kept
+    return num_elements - max(kept, 1 if dialect == "mergekit" else 0) + 1
+
+
+def ties_row(options: TiesOptions) -> dict[str, Any]:
+    """What the dialect changes of the method's row."""
+    if options.dialect in ("mergekit", "peft"):
+        return {"needs": ("tensor_threshold",)}
+    return {}
 
 
 def count_elected_signs(
@@ -92,8 +108,9 @@ def count_elected_signs(
     finetuned: Sequence[Tensor],
     coefficients: Sequence[float],
     options: TiesOptions,
-    statistics: ModelStatistics,
+    thresholds: Sequence[float],
 ) -> int:
     """Elected plus signs minus elected minus signs in this piece; the model's sum breaks ties."""
-    votes = vote(trim(base, finetuned, statistics.magnitude_thresholds), coefficients, options)
-    return int(votes.sign().sum(dtype=torch.int64))
+    trimmed = trim(base, finetuned, thresholds)
+    votes = vote(trimmed, coefficients, options, rule_of(options, options.dialect))
+    return int((votes > 0).sum()) - int((votes < 0).sum())

@@ -2,10 +2,11 @@ import math
 
 import pytest
 
-from nan_merge.coefficients import WHOLE_MODEL, compute_coefficients, nan_alpha
-from nan_merge.errors import CoefficientError
+from nan_merge.coefficients import WHOLE_MODEL, compute_coefficients
+from nan_merge.errors import CoefficientError, IncompatibleError
+from nan_merge.methods.method import TensorNorms
 from nan_merge.recipe import MergeRecipe
-from nan_merge.statistics import TensorNorms
+from nan_merge.shares import SHARES, metagpt_alpha, nan_alpha, root_mean_squares
 
 
 def recipe(method: str = "task_arithmetic", num_models: int = 2, **coefficients: object):
@@ -16,7 +17,14 @@ def recipe(method: str = "task_arithmetic", num_models: int = 2, **coefficients:
 
 
 def norms(*pairs: tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]):
-    return {f"layers.{i}.w": TensorNorms(*pair) for i, pair in enumerate(pairs)}
+    def diagonal(squares: tuple[float, ...]):
+        places = range(len(squares))
+        return tuple(tuple(squares[i] if i == j else 0.0 for j in places) for i in places)
+
+    return {
+        f"layers.{i}.w": TensorNorms(diagonal(squares), products)
+        for i, (squares, products) in enumerate(pairs)
+    }
 
 
 # Weights of norm 3 and 4 in one tensor, 4 and 3 in the other: 5 and 5 in all. Task vectors of
@@ -152,3 +160,102 @@ def test_weights_multiply_nan_shares():
         {"base": "b0", "models": models, "method": "task_arithmetic", "coefficients": "nan"}
     )
     assert compute_coefficients(spec, NAMES, NORMS).coefficients[WHOLE_MODEL] == (1.0, 0.5)
+
+
+def weighted(*weights: object, method: str = "task_arithmetic", **coefficients: object):
+    models = [{"path": f"m{i}", "weight": weight} for i, weight in enumerate(weights)]
+    return MergeRecipe.model_validate(
+        {"base": "b", "models": models, "method": method, "coefficients": coefficients}
+    )
+
+
+def test_a_gradient_makes_a_coefficient_for_every_tensor():
+    names = ["embed.weight", "layers.0.w", "layers.1.w", "layers.2.w"]
+    table = compute_coefficients(weighted([0.0, 1.0], 0.5), names, {})
+    assert table.scope == "tensor"
+    assert [table.for_tensor(name) for name in names] == [
+        (0.0, 0.5),
+        (0.0, 0.5),
+        (0.5, 0.5),
+        (1.0, 0.5),
+    ]
+
+
+def test_shares_of_the_model_are_weighed_tensor_by_tensor():
+    rules = [{"filter": "layers.0.*", "value": 2.0}]
+    spec = weighted(rules, 1.0, source="nan", target="task_vector")
+    table = compute_coefficients(spec, NAMES, NORMS)
+    assert table.alpha["layers.1.w"] == table.alpha["layers.0.w"] == (0.75, 0.25)
+    assert table.norms["layers.0.w"] == (1.0, 3.0)
+    assert table.for_tensor("layers.0.w") == (1.5, 0.25)
+    assert table.for_tensor("layers.1.w") == (0.0, 0.25)
+
+
+def test_norm_scale_measures_the_update_that_the_weights_make():
+    spec = weighted([{"filter": "layers.0.*", "value": 4.0}], 0.0, source="uniform", scale="norm")
+    table = compute_coefficients(spec, NAMES, NORMS)
+    # Only 4 tau_0 is left, and tau_0 has norm 1; it must become as long as the mean, (1 + 3) / 2.
+    assert table.for_tensor("layers.0.w") == pytest.approx((2.0, 0.0), rel=1e-6)
+
+
+def test_an_average_divides_by_the_weights_of_each_tensor():
+    rules = [{"filter": "*mlp*", "value": 3.0}, {"value": 0.0}]
+    table = compute_coefficients(weighted(rules, 1.0, method="average"), ["a.mlp", "a.attn"], {})
+    assert table.for_tensor("a.mlp") == (0.75, 0.25)
+    assert table.for_tensor("a.attn") == (0.0, 1.0)
+
+
+def test_an_average_of_nothing_is_refused_with_the_tensors_name():
+    rules = [{"filter": "*mlp*", "value": 1.0}]
+    with pytest.raises(CoefficientError, match=r"sum to 0 in a\.attn"):
+        compute_coefficients(weighted(rules, rules, method="average"), ["a.mlp", "a.attn"], {})
+
+
+def test_matched_goes_by_weight_alone():
+    spec = {"target": "task_vector"}
+    learned = compute_coefficients(weighted(1.0, 3.0, source="nan", **spec), NAMES, NORMS)
+    matched = compute_coefficients(weighted(1.0, 3.0, source="matched", **spec), NAMES, NORMS)
+    first, second = matched.coefficients[WHOLE_MODEL]
+    assert second == pytest.approx(3 * first, rel=1e-6)
+    assert first + second == pytest.approx(sum(learned.coefficients[WHOLE_MODEL]), rel=1e-6)
+
+
+def test_metagpt_grows_with_the_squared_norm():
+    assert metagpt_alpha([1.0, 3.0]) == pytest.approx((0.1, 0.9), abs=1e-15)
+    table = compute_coefficients(recipe(source="metagpt"), NAMES, NORMS)
+    assert table.norms[WHOLE_MODEL] == (1.0, 3.0)  # of task vectors, whatever `target` defaults to
+    assert table.coefficients[WHOLE_MODEL] == pytest.approx((0.1, 0.9), rel=1e-6)
+
+
+def test_metagpt_gives_a_model_that_learned_nothing_nothing():
+    zero = norms(((1.0, 1.0), ((0.0, 0.0), (0.0, 4.0))))
+    table = compute_coefficients(recipe(source="metagpt"), list(zero), zero)
+    assert table.coefficients[WHOLE_MODEL] == (0.0, 1.0)
+
+
+def test_metagpt_survives_norms_whose_squares_underflow():
+    assert metagpt_alpha([1e-200, 1e-200]) == (0.5, 0.5)
+
+
+def test_root_mean_squares_do_not_depend_on_the_size_of_tensors():
+    # norm / sqrt(n): 3 / 3 and 4 / 3 in the first tensor, 4 / 1 and 3 / 1 in the second
+    table = compute_coefficients(
+        recipe(source="rms"), NAMES, NORMS, {"layers.0.w": 9, "layers.1.w": 1}
+    )
+    assert table.norms[WHOLE_MODEL] == pytest.approx(((3 / 3 + 4 / 1) / 2, (4 / 3 + 3 / 1) / 2))
+    assert table.scale == 1.0  # m/2, as NAN's
+    assert root_mean_squares([NORMS["layers.0.w"]], [0], "weights") == ()
+
+
+@pytest.mark.parametrize("source", sorted(SHARES))
+def test_shares_sum_to_one_and_follow_their_models(source):
+    share = SHARES[source].share
+    forward, backward = share([1.0, 2.0, 7.0], 1.0), share([7.0, 2.0, 1.0], 1.0)
+    assert math.fsum(forward) == pytest.approx(1.0, abs=1e-15)
+    assert forward == pytest.approx(backward[::-1], abs=1e-15)
+
+
+def test_models_of_another_depth_are_refused():
+    spec = recipe().model_copy(update={"num_layers": 4})
+    with pytest.raises(IncompatibleError, match=r"4 layers .* these have 2"):
+        compute_coefficients(spec, NAMES, {})

@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import nan_merge.shard
+from nan_merge.checkpoint import open_checkpoint
 from nan_merge.errors import CheckpointError, IncompatibleError, OutputError
+from nan_merge.fingerprint import fingerprint, hash_checkpoint, remembered_fingerprint
 from nan_merge.merge import merge_checkpoint, merge_checkpoints
 from nan_merge.publish import publish_folder, staging_path
 from nan_merge.recipe import MergeRecipe
@@ -104,6 +106,33 @@ def test_any_order_of_tasks_and_any_second_run_gives_the_same_bytes(
     assert contents(tmp_path / "forwards") == contents(tmp_path / "backwards")
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_any_number_of_workers_gives_the_same_bytes(
+    family: dict[str, str], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    # Chunks so small that there are many; the constant is part of what must stay the same.
+    monkeypatch.setattr("nan_merge.blocks.CHUNK_ELEMENTS", 1 << 17)
+    spec = recipe(family, **RECIPES[name])
+    for workers in (1, 2, 5):
+        merge_checkpoint(spec, tmp_path / f"{workers}", workers=workers)
+        assert contents(tmp_path / f"{workers}") == contents(tmp_path / "1")
+
+
+def test_inputs_are_known_by_what_was_read_of_them(
+    family: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    merge_checkpoint(recipe(family, **RECIPES["average"]), tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "merge_manifest.json").read_text())
+    for name, path in {**family, "out": str(tmp_path / "out")}.items():
+        opened = open_checkpoint(path)
+        remembered = remembered_fingerprint(opened)
+        assert remembered is not None
+        assert remembered == manifest["fingerprints"].get(name, remembered)
+        monkeypatch.setenv("NAN_MERGE_CACHE", str(tmp_path / f"empty-{name}"))
+        assert fingerprint(opened) == remembered
+        monkeypatch.setenv("NAN_MERGE_CACHE", str(tmp_path / "cache"))
+
+
 def test_recipes_merged_together_equal_recipes_merged_alone(family: dict[str, str], tmp_path: Path):
     specs = {name: recipe(family, **content) for name, content in RECIPES.items()}
     merge_checkpoints([(spec, tmp_path / "all" / name) for name, spec in specs.items()])
@@ -113,15 +142,18 @@ def test_recipes_merged_together_equal_recipes_merged_alone(family: dict[str, st
 
 
 def test_the_index_and_the_manifest_describe_the_files(family: dict[str, str], tmp_path: Path):
-    import hashlib
-
     out = tmp_path / "out"
     merge_checkpoint(recipe(family, shard_bytes=300, **RECIPES["nan"]), out)
     index = json.loads((out / "model.safetensors.index.json").read_text())
     assert {name for name in index["weight_map"]} == set(merged(out))
     manifest = json.loads((out / "merge_manifest.json").read_text())
-    for file, digest in manifest["files"].items():
-        assert hashlib.sha256((out / file).read_bytes()).hexdigest() == digest
+    for file, entry in manifest["files"].items():
+        assert (out / file).stat().st_size == entry["bytes"]
+    hashed = hash_checkpoint(open_checkpoint(str(out)))
+    kept = {
+        name: row for entry in manifest["files"].values() for name, row in entry["xxh3"].items()
+    }
+    assert {name: [d.hex() for d in row] for name, row in hashed.items()} == kept
     assert list(manifest["coefficients"]) == list(MODELS)
     assert sum(manifest["alpha"].values()) == pytest.approx(1)
     norms = manifest["norms"]

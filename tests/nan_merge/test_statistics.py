@@ -8,17 +8,23 @@ from hypothesis import strategies as st
 
 from nan_merge.checkpoint import open_checkpoint
 from nan_merge.errors import CheckpointError
-from nan_merge.measure import measure, threshold_rank
+from nan_merge.kernels import (
+    FINE_BITS,
+    count_coarse_numpy,
+    count_fine_numpy,
+    counting_kernels,
+)
+from nan_merge.measure import measure
+from nan_merge.methods.ties import kept_rank
+from nan_merge.norms import sum_norms
 from nan_merge.plan import align, plan_merge
 from nan_merge.recipe import MergeRecipe
 from nan_merge.statistics import (
-    FINE_BITS,
     bits_to_float,
-    coarse_histograms,
+    count_magnitudes,
     find_rank,
     magnitude_bits,
     measure_norms,
-    sum_norms,
 )
 from nan_merge.tasks import run_serially
 
@@ -42,10 +48,10 @@ def test_norms_agree_with_float64(family: dict[str, str]):
     vectors = [(flat(path) - base).astype(np.float64) for path in list(family.values())[1:]]
     for place, path in enumerate(list(family.values())[1:]):
         square = np.square(flat(path).astype(np.float64)).sum()
-        assert whole.weight_squares[place] == pytest.approx(square, rel=1e-12)
+        assert whole.weights[place][place] == pytest.approx(square, rel=1e-12)
         for other, vector in enumerate(vectors):
             product = float(vectors[place] @ vector)
-            assert whole.gram[place][other] == pytest.approx(product, rel=1e-9, abs=1e-9)
+            assert whole.task_vectors[place][other] == pytest.approx(product, rel=1e-9, abs=1e-9)
 
 
 def test_norms_do_not_depend_on_how_tensors_are_grouped(family: dict[str, str]):
@@ -81,8 +87,10 @@ def test_thresholds_equal_a_sort(family: dict[str, str], density: float):
     base = flat(family["base"])
     for place, model in enumerate(recipe.models):
         magnitudes = np.sort(np.abs(flat(model.path) - base))
-        expected = magnitudes[threshold_rank(len(magnitudes), density) - 1]
-        assert measured.statistics.magnitude_thresholds[place] == expected
+        expected = (
+            0.0 if density == 1 else magnitudes[kept_rank("paper", density, len(magnitudes)) - 1]
+        )
+        assert measured.thresholds[place] == expected
 
 
 @given(
@@ -100,7 +108,22 @@ def test_histogram_selection_equals_a_sort(values: list[float], data: st.DataObj
     assert found == sorted(abs(np.float32(value)) for value in values)[rank - 1]
 
 
+def test_compiled_and_plain_counting_agree():
+    bits = magnitude_bits(torch.randn(1000, generator=torch.Generator().manual_seed(1)))
+    chosen = int(bits[0] >> FINE_BITS)
+    coarse, fine = counting_kernels()
+    found = [np.zeros(1 << 15, dtype=np.int64) for _ in range(2)]
+    coarse(bits, found[0])
+    count_coarse_numpy(bits, found[1])
+    assert np.array_equal(*found)
+    found = [np.zeros(1 << 16, dtype=np.int64) for _ in range(2)]
+    fine(bits, chosen, found[0])
+    count_fine_numpy(bits, chosen, found[1])
+    assert np.array_equal(*found)
+    assert found[0].sum() > 0
+
+
 def test_histograms_count_every_float_once(family: dict[str, str]):
     tensors = aligned(family)
     num_floats = sum(t.reference.num_elements for t in tensors if t.is_merged)
-    assert coarse_histograms(tensors).sum(axis=1).tolist() == [num_floats] * 3
+    assert count_magnitudes(tensors).sum(axis=1).tolist() == [num_floats] * 3

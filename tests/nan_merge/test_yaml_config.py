@@ -9,12 +9,22 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from nan_merge.errors import ConfigError
+from nan_merge.methods import METHODS
 from nan_merge.recipe import MergeRecipe
 from nan_merge.schema import StrictModel
 from nan_merge.yaml_config import load_config, schema_json
 
 GOOD = "base: ./b\nmodels: [./m1, ./m2]\nmethod: ties\n"
-RECIPE_KEYS = ", ".join(info.alias or name for name, info in MergeRecipe.model_fields.items())
+
+
+def keys(schema: type[StrictModel]) -> str:
+    return ", ".join(info.alias or name for name, info in schema.model_fields.items())
+
+
+RECIPE_KEYS = keys(MergeRecipe)
+TIES_KEYS = keys(METHODS["ties"].options)
+*_FIRST_METHODS, _LAST_METHOD = [repr(name) for name in METHODS]
+METHOD_NAMES = f"{', '.join(_FIRST_METHODS)} or {_LAST_METHOD}"
 
 
 @pytest.fixture
@@ -83,22 +93,19 @@ def test_scalars_are_those_of_yaml_1_2(load, text, field, value):
         (
             "base: ./b\nmodels: [./a]\nmethod: {name: ties, densty: 0.3}\n",
             [
-                "r.yaml:3:22: method.densty: unknown key, expected one of name, density, disjoint, "
-                "order; did you mean 'density'?"
+                f"r.yaml:3:22: method.densty: unknown key, expected one of {TIES_KEYS}; "
+                "did you mean 'density'?"
             ],
         ),
         (
             "base: ./b\nmodels: [./a]\nmethod: tise\n",
-            [
-                "r.yaml:3:1: method: found 'tise', expected 'average', 'task_arithmetic' or "
-                "'ties'; did you mean 'ties'?"
-            ],
+            [f"r.yaml:3:1: method: found 'tise', expected {METHOD_NAMES}; did you mean 'ties'?"],
         ),
         (
             "base: ./b\nmodels: [./a]\nmethod: {name: tise}\n",
             [
-                "r.yaml:3:10: method.name: found 'tise', expected 'average', 'task_arithmetic' or "
-                "'ties'; did you mean 'ties'?"
+                f"r.yaml:3:10: method.name: found 'tise', expected {METHOD_NAMES}; "
+                "did you mean 'ties'?"
             ],
         ),
         (
@@ -130,6 +137,42 @@ def test_scalars_are_those_of_yaml_1_2(load, text, field, value):
         (
             GOOD + "coefficients: [a, 0.3]\n",
             ["r.yaml:4:1: coefficients.values.0: found 'a', expected a number"],
+        ),
+        (
+            GOOD + "coefficients: variance\n",
+            [
+                "r.yaml:4:1: coefficients.source: found 'variance', expected 'nan', 'rms', "
+                "'metagpt', 'uniform', 'matched' or 'fixed'"
+            ],
+        ),
+        (
+            GOOD + "coefficients: {source: metagpt, target: weights}\n",
+            ["r.yaml:4:1: coefficients: `source: metagpt` is about `target: task_vector` alone"],
+        ),
+        (
+            "base: ./b\nmethod: ties\nmodels:\n- ./m\n- {path: ./a, weight: [0, x]}\n",
+            [
+                "r.yaml:5:27: models.1.weight.1: found 'x', expected a number or a section of keys "
+                "and values"
+            ],
+        ),
+        (
+            "base: ./b\nmethod: ties\nmodels:\n- ./m\n- path: ./a\n  weight:\n  - {filtr: a, value: 1}\n",
+            [
+                "r.yaml:7:6: models.1.weight.0.filtr: unknown key, expected one of filter, value; "
+                "did you mean 'filter'?"
+            ],
+        ),
+        (
+            "base: ./b\nmethod: ties\nmodels:\n- ./m\n- {path: ./a, weight: [0, {value: 1}]}\n",
+            [
+                "r.yaml:5:15: models.1.weight: numbers and rules in one list; expected numbers "
+                "alone (a gradient over layers), or `{filter: ..., value: ...}` alone"
+            ],
+        ),
+        (
+            "base: ./b\nmodels: [./m1, ./m2]\nmethod: {name: ties, density: [0.1, 0.2, 0.3]}\n",
+            ["r.yaml:1:1: method.density has 3 numbers for 2 models; give one number, or one each"],
         ),
         (GOOD + "base: 5\n", ["r.yaml:4:1: base: found twice, first on line 1; expected once"]),
         (
@@ -266,6 +309,13 @@ def test_overrides_reach_into_short_lists_of_coefficients(load):
     assert (recipe.coefficients.values, recipe.coefficients.lambda_) == ((0.3, 0.3), 0.5)
 
 
+def test_overrides_reach_into_rules_of_weights(load):
+    text = (
+        "base: ./b\nmethod: ties\nmodels:\n- {path: ./a, weight: [{filter: '*mlp*', value: 1}]}\n"
+    )
+    assert load(text, "models.0.weight.0.value=0.5").models[0].weight[0].value == 0.5
+
+
 def test_the_last_override_wins_and_mends_the_file(load):
     assert load(GOOD + "seed: many\n", "seed=x=y", "seed=2").seed == 2
 
@@ -286,8 +336,7 @@ def test_the_last_override_wins_and_mends_the_file(load):
         ),
         (
             "method.densty=1",
-            "method.densty: unknown key, expected one of name, density, disjoint, order; "
-            "did you mean 'density'?",
+            f"method.densty: unknown key, expected one of {TIES_KEYS}; did you mean 'density'?",
         ),
     ],
 )
@@ -320,6 +369,8 @@ def test_editors_accept_short_and_long_forms():
         {"coefficients": [0.3, 0.2]},
         {"coefficients": {"source": "nan", "lambda": 2, "scale": "norm"}},
         {"method": {"name": "ties", "density": 0.3}},
+        {"models": [{"path": "a", "weight": [0, 0.5, 1]}]},
+        {"models": [{"path": "a", "weight": [{"filter": "*mlp*", "value": [0, 1]}, {"value": 1}]}]},
     ):
         validator.validate({**good, **change})
     for change in (
@@ -327,6 +378,8 @@ def test_editors_accept_short_and_long_forms():
         {"coefficients": "nana"},
         {"method": {"name": "ties", "densty": 1}},
         {"models": [{"name": "no path"}]},
+        {"models": [{"path": "a", "weight": "much"}]},
+        {"models": [{"path": "a", "weight": [{"filter": "*mlp*"}]}]},
         {"sead": 1},
     ):
         assert list(validator.iter_errors({**good, **change})), change

@@ -1,0 +1,65 @@
+"""The table of coefficients: what a merge reads, and what is written beside its result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nan_merge.checkpoint import layer_of
+
+WHOLE_MODEL = "*"  # the only key of a table whose scope is the model
+
+
+@dataclass(frozen=True)
+class CoefficientTable:
+    """What the merge reads: one number per model for each key of the scope.
+
+    Attributes:
+        models: Names of T models, in the recipe's order.
+        scope: "model", "layer" or "tensor": what the keys are.
+        alpha: Key -> T shares; from norms they sum to 1.
+        coefficients: Key -> T numbers, rounded to float32.
+        norms: Key -> T norms that alpha was made from; empty for sources without norms.
+        scale: The global factor, lambda not included.
+    """
+
+    models: tuple[str, ...]
+    scope: str
+    alpha: dict[str, tuple[float, ...]]
+    coefficients: dict[str, tuple[float, ...]]
+    norms: dict[str, tuple[float, ...]]
+    scale: float
+
+    def for_tensor(self, tensor_name: str) -> tuple[float, ...]:
+        """The T coefficients of one tensor."""
+        return self.coefficients[scope_key(self.scope, tensor_name)]
+
+    def is_nearly_uniform(self, tolerance: float = 0.01) -> bool:
+        """Whether all coefficients of every key lie within ``tolerance`` of each other."""
+        return all(max(c) - min(c) <= tolerance * abs(max(c)) for c in self.coefficients.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """For files: model -> number, or model -> layer or tensor -> number."""
+        return {
+            "scope": self.scope,
+            "scale": self.scale,
+            "norms": self._by_model(self.norms),
+            "alpha": self._by_model(self.alpha),
+            "coefficients": self._by_model(self.coefficients),
+        }
+
+    def _by_model(self, values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+        if self.scope == "model":
+            row = values.get(WHOLE_MODEL, ())
+            return dict(zip(self.models, row, strict=False))
+        return {
+            model: {key: row[place] for key, row in values.items() if row}
+            for place, model in enumerate(self.models)
+            if values
+        }
+
+
+def scope_key(scope: str, tensor_name: str) -> str:
+    """Under which key of a table a tensor's coefficients stand."""
+    return {"model": WHOLE_MODEL, "layer": layer_of(tensor_name)}.get(scope, tensor_name)

@@ -1,0 +1,167 @@
+"""DELLA: drop the smaller elements of each row more often than the larger (arXiv 2406.11617).
+
+Section 3.1, MagPrune: the elements of a row are ranked by magnitude; the chance of being kept
+grows in equal steps from density - epsilon for the smallest to density + epsilon for the largest,
+and what is kept is divided by its own chance. The authors' code is declare-lab/della,
+mergekit/mergekit/sparsify.py, rank_magnitude. A row is one of the last axis; a vector is one row;
+a row of one element is kept with chance density (mergekit 0.1.5 stops there: 0/0). Ties rank in
+order of their place.
+
+`mergekit` (0.1.5, sparsify.py) ranks along the second axis where a tensor has three or more, and
+keeps each tensor's sum of magnitudes instead of dividing by the chances; it takes tensors whole.
+
+`della_ties` (mergekit calls it `della`) then elects signs as in `nan_merge.methods.consensus`, a
+tied vote going to plus; the paper's steps "elect" and "fuse".
+
+`coefficients`: any, NAN's included, as for `nan_merge.methods.dare`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from nan_merge.methods.consensus import ConsensusOptions, join, rule_of
+from nan_merge.methods.dare import drop_and_keep_sum
+from nan_merge.methods.method import (
+    Context,
+    PerModelShare,
+    per_model,
+    task_vectors,
+    weighted_sum,
+)
+from nan_merge.random import uniform
+from nan_merge.schema import StrictModel
+
+
+def check_chances(density: float | tuple[float, ...], epsilon: float) -> None:
+    """Refuse chances outside (0, 1); a density of 1 drops nothing and needs none."""
+    for share in density if isinstance(density, tuple) else (density,):
+        if share < 1 and not (share - epsilon > 0 and share + epsilon < 1):
+            raise ValueError(
+                f"density {share:g} plus and minus epsilon {epsilon:g} must lie between 0 and 1; "
+                "make epsilon smaller"
+            )
+
+
+class DellaLinearOptions(StrictModel):
+    """Options of `method: della_linear`."""
+
+    name: Literal["della_linear"] = "della_linear"
+    density: PerModelShare = 0.5
+    """Mean chance of an element to be kept; one number, or one per model."""
+    epsilon: float = Field(default=0.15, ge=0)
+    """How far the chances of a row's smallest and largest element lie from the density."""
+    dialect: Literal["paper", "mergekit"] = "paper"
+    """`paper` divides by the chance, `mergekit` keeps each tensor's sum of magnitudes."""
+
+    @model_validator(mode="after")
+    def _chances_are_chances(self) -> Self:
+        check_chances(self.density, self.epsilon)
+        return self
+
+
+class DellaTiesOptions(ConsensusOptions):
+    """Options of `method: della_ties`."""
+
+    name: Literal["della_ties"] = "della_ties"
+    density: PerModelShare = 0.5
+    """Mean chance of an element to be kept; one number, or one per model."""
+    epsilon: float = Field(default=0.15, ge=0)
+    """How far the chances of a row's smallest and largest element lie from the density."""
+    dialect: Literal["paper", "mergekit"] = "paper"
+    """Whose rescaling, as for `della_linear`, and whose way to elect signs and join."""
+
+    @model_validator(mode="after")
+    def _chances_are_chances(self) -> Self:
+        check_chances(self.density, self.epsilon)
+        return self
+
+
+DellaOptions = DellaLinearOptions | DellaTiesOptions
+
+
+def della_linear(
+    base: Tensor | None,
+    finetuned: Sequence[Tensor],
+    coefficients: Sequence[float],
+    options: DellaLinearOptions,
+    context: Context,
+) -> Tensor:
+    """Base + sum_i c_i times the dropped and rescaled task vector.
+
+    Args:
+        base: Whole rows, (rows, columns); for `mergekit` the whole tensor. float32.
+        finetuned: T pieces of the same shape, float32.
+        coefficients: T numbers.
+        options: Density, epsilon and dialect.
+        context: Seed and names, which decide what is dropped, and the piece's place.
+
+    Returns:
+        The same shape, float32.
+    """
+    vectors = drop_by_rank(base, finetuned, options, context)
+    assert base is not None
+    return weighted_sum(vectors, coefficients).add_(base)
+
+
+def della_ties(
+    base: Tensor | None,
+    finetuned: Sequence[Tensor],
+    coefficients: Sequence[float],
+    options: DellaTiesOptions,
+    context: Context,
+) -> Tensor:
+    """Base + the agreeing elements of the dropped and rescaled task vectors, joined.
+
+    Arguments and result are those of `della_linear`.
+    """
+    vectors = drop_by_rank(base, finetuned, options, context)
+    assert base is not None
+    return join(vectors, coefficients, options, rule_of(options, options.dialect)).add_(base)
+
+
+def drop_by_rank(
+    base: Tensor | None, finetuned: Sequence[Tensor], options: DellaOptions, context: Context
+) -> list[Tensor]:
+    """T task vectors of the pieces' shape, elements dropped by chance and rank."""
+    vectors = task_vectors(base, finetuned)
+    densities = per_model(options.density, len(vectors))
+    for vector, model, density in zip(vectors, context.models, densities, strict=True):
+        if density >= 1:
+            continue
+        axis = 1 if options.dialect == "mergekit" and vector.dim() > 1 else -1
+        chances = (
+            rank_shares(vector, axis).mul_(2 * options.epsilon).add_(density - options.epsilon)
+        )
+        draws = uniform(context.seed, model, context.tensor, context.start, vector.numel())
+        dropped = draws.view(vector.shape).to(vector.device) >= chances
+        if options.dialect == "mergekit":
+            drop_and_keep_sum(vector, dropped)
+        else:
+            vector.masked_fill_(dropped, 0.0).div_(chances)
+    return vectors
+
+
+def rank_shares(vector: Tensor, axis: int) -> Tensor:
+    """Rank of each magnitude along an axis: 0 for the smallest, 1 for the largest, float32.
+
+    One element alone is neither: it has 0.5.
+    """
+    if vector.dim() == 0 or vector.shape[axis] <= 1:
+        return torch.full_like(vector, 0.5)
+    order = vector.abs().sort(dim=axis, stable=True).indices
+    steps = torch.arange(vector.shape[axis], device=vector.device, dtype=torch.float32)
+    along = [1] * vector.dim()
+    along[axis] = -1
+    ranks = torch.empty_like(vector).scatter_(axis, order, steps.view(along).expand_as(order))
+    return ranks.div_(vector.shape[axis] - 1)
+
+
+def della_row(options: DellaOptions) -> dict[str, Any]:
+    """The sum of magnitudes that mergekit keeps, and its axis, are of a whole tensor."""
+    return {"unit": "matrix"} if options.dialect == "mergekit" else {}

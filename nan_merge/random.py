@@ -1,0 +1,60 @@
+"""Random numbers that depend on the element they are for, and on nothing else.
+
+A draw is decided by (seed, model, tensor, place of the element in the flattened tensor), so any
+piece of a tensor can be drawn alone, by any worker, in any order. The generator is Philox4x64-10
+(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) as numpy has it: its state
+is a counter, which can be set to any place. The tests hold golden vectors, for a change in the
+stream would change every merge that drops elements.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+WORDS_PER_COUNT = 8  # one step of the counter gives 256 bits; an element takes 32 of them
+
+
+def stream_key(seed: int, model: str, tensor: str) -> tuple[int, int]:
+    """Two 64-bit numbers that are Philox's key for one tensor of one model.
+
+    Args:
+        seed: Of the recipe; not negative.
+        model: Name of the fine-tuned model in the recipe.
+        tensor: Name of the tensor.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (str(seed), model, tensor):
+        encoded = part.encode()
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    key = digest.digest()
+    return int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little")
+
+
+def uniform(seed: int, model: str, tensor: str, start: int, count: int) -> Tensor:
+    """Uniform numbers for the elements ``start`` to ``start + count`` of a flattened tensor.
+
+    Each is the 24 leading bits of the element's own 32, times 2**-24: an exact float32 in [0, 1).
+
+    Args:
+        seed: Of the recipe; not negative.
+        model: Name of the fine-tuned model in the recipe.
+        tensor: Name of the tensor.
+        start: Place of the first element.
+        count: How many elements.
+
+    Returns:
+        Shape (count,), float32, on the CPU.
+    """
+    count_at, skipped = divmod(start, WORDS_PER_COUNT)
+    key = np.array(stream_key(seed, model, tensor), dtype=np.uint64)
+    # The counter as an argument is the state after as many whole steps; numpy adds one before
+    # it computes, as for any other start.
+    generator = np.random.Generator(
+        np.random.Philox(key=key, counter=np.array([count_at, 0, 0, 0], dtype=np.uint64))
+    )
+    drawn = generator.random(skipped + count, dtype=np.float32)
+    return torch.from_numpy(drawn[skipped:])

@@ -1,0 +1,241 @@
+"""Vocabularies that differ: rows of embeddings and output heads are matched by token.
+
+The result's vocabulary is the base's, a model's, or their union: the base's, and after its last
+token those that only models have, in the recipe's order. Where a model lacks a token of the
+result, it has the base's row, as if it had not trained it; where the base lacks it too, the mean
+of the models that have it. So a token of one model alone keeps that model's row. Rows beyond the
+tokenizer (padding to a round number) are matched by their number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from nan_merge.checkpoint import Checkpoint
+from nan_merge.errors import IncompatibleError
+from nan_merge.lora import AdaptedCheckpoint, config_folder
+from nan_merge.row_mapped import map_rows
+from nan_merge.safetensors_file import TensorInfo
+from nan_merge.tokenizer_files import has_tokenizer, read_tokens
+
+# Input embeddings, output heads and their biases, by the names that architectures give them.
+VOCABULARY_NAMES = (
+    "*embed_tokens.weight", "*wte.weight", "*word_embeddings.weight", "*tok_embeddings.weight",
+    "*embed_in.weight", "*token_embedding.weight", "*embeddings.weight", "*shared.weight",
+    "*lm_head.weight", "*lm_head.bias", "*embed_out.weight", "output.weight",
+)  # fmt: skip
+
+# What stands for a row: its token, or its number if the tokenizer has none for it.
+RowKey = str | int
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The result's tokens.
+
+    Attributes:
+        tokens: Token -> row.
+        num_rows: Rows of the embeddings, padding included.
+        folder: Whose tokenizer files the result takes.
+        added: Tokens that these files lack, with their rows; only in a union.
+        folders: Whose tokenizer files say what kind of token these are.
+    """
+
+    tokens: dict[str, int]
+    num_rows: int
+    folder: Path
+    added: dict[str, int]
+    folders: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Checkpoints whose embeddings have the same rows in the same order.
+
+    Attributes:
+        base: The base model, if there is one.
+        models: The fine-tuned models.
+        vocabulary: The result's, or None if no model has both a tokenizer and embeddings.
+    """
+
+    base: Checkpoint | None
+    models: tuple[Checkpoint, ...]
+    vocabulary: Vocabulary | None
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A model's rows: what each stands for, and where each token is."""
+
+    keys: list[RowKey]
+    row_of: dict[RowKey, int]
+    num_tokens: int
+
+
+def match_vocabularies(
+    base: Checkpoint | None, models: Sequence[Checkpoint], tokenizer: str = "base"
+) -> Matched:
+    """Bring the embeddings of all models to one vocabulary. Reads headers and tokenizers only.
+
+    Args:
+        base: The base model, if there is one.
+        models: The fine-tuned models, in the recipe's order.
+        tokenizer: ``base`` (the first model's if there is no base), ``union``, or a model's name.
+
+    Raises:
+        IncompatibleError: If a model's vocabulary is needed and it has no tokenizer, or no model
+            is called ``tokenizer``.
+        CheckpointError: If a tokenizer is damaged.
+    """
+    everyone = [base, *models] if base is not None else list(models)
+    chosen = _chosen(everyone, tokenizer)
+    names = [vocabulary_tensors(checkpoint) for checkpoint in everyone]
+    folders = [tokenizer_folder(checkpoint) for checkpoint in everyone]
+    if not names[chosen] or not has_tokenizer(folders[chosen]):
+        return Matched(base, tuple(models), None)
+    known = _all_rows(everyone, names, folders, chosen)
+    keys = _union(known) if tokenizer == "union" else list(known[chosen].keys)
+    tokens = {key: row for row, key in enumerate(keys) if isinstance(key, str)}
+    added = {token: row for token, row in tokens.items() if token not in known[chosen].row_of}
+    vocabulary = Vocabulary(tokens, len(keys), folders[chosen], added, tuple(folders))
+    has_base = base is not None
+    mapped = [
+        _with_rows(place, everyone, names, known, keys, has_base) for place in range(len(everyone))
+    ]
+    return Matched(mapped[0] if has_base else None, tuple(mapped[has_base:]), vocabulary)
+
+
+def _chosen(everyone: Sequence[Checkpoint], tokenizer: str) -> int:
+    if tokenizer in ("base", "union"):
+        return 0
+    names = [checkpoint.name for checkpoint in everyone]
+    if tokenizer not in names:
+        raise IncompatibleError(
+            f"`tokenizer: {tokenizer}` is neither `base`, `union`, nor a model of this recipe "
+            f"({', '.join(names)})."
+        )
+    return names.index(tokenizer)
+
+
+def tokenizer_folder(checkpoint: Checkpoint) -> Path:
+    """Where a model's tokenizer lies: an adapter may bring its own, else it is its base's."""
+    while isinstance(checkpoint, AdaptedCheckpoint) and not has_tokenizer(checkpoint.folder):
+        checkpoint = checkpoint.base
+    return checkpoint.folder
+
+
+def vocabulary_tensors(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+    """A model's tensors with one row per token: named so, and all of one number of rows."""
+    found = {
+        name: tensor
+        for name, tensor in checkpoint.tensors.items()
+        if tensor.shape and any(fnmatchcase(name, pattern) for pattern in VOCABULARY_NAMES)
+    }
+    sizes = {tensor.shape[0] for tensor in found.values()}
+    declared = _declared_size(config_folder(checkpoint))
+    # An adapter may have added tokens without changing the config that lies beside its base.
+    size = declared if declared in sizes else max(sizes, default=0)
+    return {name: tensor for name, tensor in found.items() if tensor.shape[0] == size}
+
+
+def _declared_size(folder: Path) -> int | None:
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(config, dict):
+        return None
+    parts = (config.get("text_config"), config)
+    return next((p["vocab_size"] for p in parts if isinstance(p, dict) and "vocab_size" in p), None)
+
+
+def _all_rows(
+    everyone: Sequence[Checkpoint],
+    names: Sequence[Mapping[str, TensorInfo]],
+    folders: Sequence[Path],
+    chosen: int,
+) -> list[_Rows]:
+    expected = _rows_of(names[chosen], read_tokens(folders[chosen]))
+    found: list[_Rows] = []
+    for checkpoint, tensors, folder in zip(everyone, names, folders, strict=True):
+        if tensors and has_tokenizer(folder):
+            found.append(_rows_of(tensors, read_tokens(folder)))
+            continue
+        # A model without tokenizer counts as having the chosen one, if it has as many rows.
+        sizes = {tensor.shape[0] for tensor in tensors.values()}
+        if sizes and sizes != {len(expected.keys)}:
+            raise IncompatibleError(
+                f"{checkpoint.name} ({checkpoint.folder}) has {sizes.pop():,} rows of embeddings, "
+                f"{everyone[chosen].name} {len(expected.keys):,}, and no tokenizer by which to "
+                "match them. Put its tokenizer.json (or tokenizer.model) into its folder."
+            )
+        found.append(expected)
+    return found
+
+
+def _rows_of(tensors: Mapping[str, TensorInfo], tokens: Mapping[str, int]) -> _Rows:
+    num_rows = next(iter(tensors.values())).shape[0]
+    keys: list[RowKey] = list(range(num_rows))
+    row_of: dict[RowKey, int] = {}
+    for token, row in sorted(tokens.items(), key=lambda item: (item[1], item[0])):
+        # A token beyond the last row was added to the tokenizer and never to the model.
+        if 0 <= row < num_rows:
+            row_of[token] = row
+            keys[row] = token if isinstance(keys[row], int) else keys[row]
+    num_tokens = max(row_of.values(), default=-1) + 1
+    row_of |= {key: row for row, key in enumerate(keys) if isinstance(key, int)}
+    return _Rows(keys, row_of, num_tokens)
+
+
+def _union(rows: Sequence[_Rows]) -> list[RowKey]:
+    """The first one's rows; then, over its padding and beyond, the tokens that it lacks."""
+    first, *others = rows
+    lacking = {
+        key: None
+        for other in others
+        for key in other.keys
+        if isinstance(key, str) and key not in first.row_of
+    }
+    kept = first.keys[: first.num_tokens]
+    return [*kept, *lacking, *first.keys[first.num_tokens + len(lacking) :]]
+
+
+def _with_rows(
+    place: int,
+    everyone: Sequence[Checkpoint],
+    names: Sequence[Mapping[str, TensorInfo]],
+    rows: Sequence[_Rows],
+    keys: Sequence[RowKey],
+    has_base: bool,
+) -> Checkpoint:
+    """One model with the result's rows in its embeddings; its own tensors where they are that."""
+    tensors = dict(everyone[place].tensors)
+    for name, own in names[place].items():
+        # Itself first, then the base, then the others.
+        order = dict.fromkeys([place, *([0] if has_base else []), *range(len(everyone))])
+        having = [
+            one
+            for one in order
+            if name in names[one] and names[one][name].shape[1:] == own.shape[1:]
+        ]
+        num_first = sum(one == place or (has_base and one == 0) for one in having)
+        origins: list[list[tuple[int, int]]] = []
+        for key in keys:
+            places = [
+                (number, rows[one].row_of[key])
+                for number, one in enumerate(having)
+                if key in rows[one].row_of
+            ]
+            if not places:
+                raise IncompatibleError(
+                    f"{name}: no model that has token {key!r} has this tensor, so the token has no "
+                    "row in it. Choose `tokenizer: base`, or leave the tensor out with "
+                    f"`missing: {{{name}: drop}}`."
+                )
+            origins.append(places[:1] if places[0][0] < num_first else places)
+        tensors[name] = map_rows(own, [names[one][name] for one in having], origins)
+    return replace(everyone[place], tensors=tensors)

@@ -1,0 +1,401 @@
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nan_merge import lora_tensor
+from nan_merge.checkpoint import Checkpoint, open_checkpoint
+from nan_merge.errors import CheckpointError
+from nan_merge.lora import LoraTensor, lora_norms, open_adapter
+from nan_merge.model_reference import open_model, split_reference
+from nan_merge.plan import plan_merge
+from nan_merge.recipe import MergeRecipe
+from nan_merge.safetensors_file import BlockReader
+
+WEIGHTS = {
+    "embed.weight": (13, 6),
+    "h.0.linear.weight": (9, 7),
+    "h.0.linear.bias": (9,),
+    "h.0.square.weight": (6, 6),
+    "h.0.conv1d.weight": (5, 8),  # GPT-2's Conv1D lies as (inputs, outputs)
+    "h.0.conv.weight": (4, 3, 2, 2),
+    "head.weight": (13, 6),
+}
+WriteAdapter = Callable[..., Path]
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape)
+
+
+@pytest.fixture
+def base(write_checkpoint: Callable[..., str]) -> Checkpoint:
+    torch.manual_seed(3)
+    return open_checkpoint(write_checkpoint("base", {n: draw(*s) for n, s in WEIGHTS.items()}))
+
+
+@pytest.fixture
+def write_adapter(tmp_path: Path) -> WriteAdapter:
+    """Write PEFT's folder layout; keys come without their `base_model.model.`."""
+
+    def write(tensors: dict[str, Tensor], name: str = "adapter", **config: Any) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        keyed = {f"base_model.model.{key}": value for key, value in tensors.items()}
+        save_file(keyed, folder / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, **config}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        return folder
+
+    return write
+
+
+def linear(module: str = "h.0.linear", outputs: int = 9, inputs: int = 7, rank: int = 2):
+    return {
+        f"{module}.lora_A.weight": draw(rank, inputs),
+        f"{module}.lora_B.weight": draw(outputs, rank),
+    }
+
+
+def read(checkpoint: Checkpoint, name: str) -> Tensor:
+    with BlockReader() as reader:
+        tensor = checkpoint.tensors[name]
+        return reader.read(tensor).view(tensor.shape)
+
+
+def assert_is_base_plus(adapted: Checkpoint, base: Checkpoint, name: str, update: Tensor) -> None:
+    expected = read(base, name).double() + update
+    torch.testing.assert_close(read(adapted, name).double(), expected, rtol=3e-7, atol=3e-6)
+
+
+def test_a_linear_module_is_w_plus_s_b_a(base: Checkpoint, write_adapter: WriteAdapter):
+    factors = linear()
+    adapted = open_adapter(write_adapter(factors), base, "tuned")
+    a, b = (value.double() for value in factors.values())
+    assert_is_base_plus(adapted, base, "h.0.linear.weight", 6 / 2 * b @ a)
+    assert adapted.tensors["h.0.linear.bias"] is base.tensors["h.0.linear.bias"]
+    assert list(adapted.tensors) == list(base.tensors)
+
+
+def test_names_with_the_adapters_name_in_them(base: Checkpoint, write_adapter: WriteAdapter):
+    a, b = draw(2, 7), draw(9, 2)
+    tensors = {"h.0.linear.lora_A.default.weight": a, "h.0.linear.lora_B.default.weight": b}
+    adapted = open_adapter(write_adapter(tensors), base, "tuned")
+    assert_is_base_plus(adapted, base, "h.0.linear.weight", 3 * b.double() @ a.double())
+
+
+def test_rank_stabilised_scale_and_patterns(base: Checkpoint, write_adapter: WriteAdapter):
+    factors = linear() | linear("h.0.square", 6, 6, rank=4)
+    more = {"use_rslora": True, "rank_pattern": {r"h\.\d+\.square": 4}}
+    folder = write_adapter(factors, alpha_pattern={"square": 10}, **more)
+    adapted = open_adapter(folder, base, "tuned")
+    scales = {n: t.scale for n, t in adapted.tensors.items() if isinstance(t, LoraTensor)}
+    assert scales == {
+        "h.0.linear.weight": 6 / math.sqrt(2),
+        "h.0.square.weight": 10 / math.sqrt(4),
+    }
+
+
+def test_an_embedding_is_transposed(base: Checkpoint, write_adapter: WriteAdapter):
+    a, b = draw(2, 13), draw(6, 2)
+    tensors = {"embed.lora_embedding_A": a, "embed.lora_embedding_B": b}
+    adapted = open_adapter(write_adapter(tensors), base, "tuned")
+    assert_is_base_plus(adapted, base, "embed.weight", 3 * (b.double() @ a.double()).T)
+
+
+@pytest.mark.parametrize(("module", "inputs", "outputs"), [("conv1d", 5, 8), ("square", 6, 6)])
+def test_fan_in_fan_out_is_transposed(
+    base: Checkpoint, write_adapter: WriteAdapter, module: str, inputs: int, outputs: int
+):
+    factors = linear(f"h.0.{module}", outputs, inputs)
+    adapted = open_adapter(write_adapter(factors, fan_in_fan_out=True), base, "tuned")
+    a, b = (value.double() for value in factors.values())
+    assert_is_base_plus(adapted, base, f"h.0.{module}.weight", 3 * (b @ a).T)
+
+
+def test_a_convolution(base: Checkpoint, write_adapter: WriteAdapter):
+    a, b = draw(2, 3, 2, 2), draw(4, 2, 1, 1)
+    tensors = {"h.0.conv.lora_A.weight": a, "h.0.conv.lora_B.weight": b}
+    adapted = open_adapter(write_adapter(tensors), base, "tuned")
+    update = torch.einsum("or,rikl->oikl", b.double()[:, :, 0, 0], a.double())
+    assert_is_base_plus(adapted, base, "h.0.conv.weight", 3 * update)
+
+
+@pytest.mark.parametrize("key", ["head.weight", "head.modules_to_save.default.weight"])
+def test_a_fully_trained_module_replaces_the_bases(
+    base: Checkpoint, write_adapter: WriteAdapter, key: str
+):
+    trained = draw(13, 6)
+    folder = write_adapter({**linear(), key: trained}, modules_to_save=["head"])
+    assert torch.equal(read(open_adapter(folder, base, "tuned"), "head.weight"), trained)
+
+
+def test_an_adapter_may_act_on_a_replaced_embedding(base: Checkpoint, write_adapter: WriteAdapter):
+    table, a, b = draw(13, 6), draw(2, 13), draw(6, 2)
+    tensors = {"embed.base_layer.weight": table, "embed.lora_embedding_A": a}
+    folder = write_adapter({**tensors, "embed.lora_embedding_B": b})
+    found = read(open_adapter(folder, base, "tuned"), "embed.weight").double()
+    expected = table.double() + 3 * (b.double() @ a.double()).T
+    torch.testing.assert_close(found, expected, rtol=3e-7, atol=3e-6)
+
+
+def test_half_precision_does_not_round_the_update_away(tmp_path: Path, write_adapter: WriteAdapter):
+    save_file({"w.weight": torch.ones(4, 4, dtype=torch.bfloat16)}, tmp_path / "b.safetensors")
+    factors = {"w.lora_A.weight": torch.full((2, 4), 1e-3), "w.lora_B.weight": torch.ones(4, 2)}
+    half = {name: value.bfloat16() for name, value in factors.items()}
+    base = open_checkpoint(str(tmp_path / "b.safetensors"))
+    tensor = open_adapter(write_adapter(half), base, "tuned").tensors["w.weight"]
+    assert (tensor.dtype, tensor.stored_dtype) == (torch.float32, torch.bfloat16)
+    assert tensor.num_bytes == 64
+    with BlockReader() as reader:
+        assert reader.read(tensor)[0].item() == pytest.approx(1.006, rel=1e-3)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.parametrize("module", ["linear", "conv1d"])
+def test_any_division_into_reads_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, data: st.DataObject
+):
+    monkeypatch.setattr(lora_tensor, "PRODUCT_ELEMENTS", 1 << 10)
+    folder = tmp_path / module
+    if not folder.exists():
+        torch.manual_seed(5)
+        folder.mkdir()
+        save_file({f"{module}.weight": draw(77, 131)}, folder / "model.safetensors")
+        sizes = (77, 131) if module == "linear" else (131, 77)
+        keyed = {f"base_model.model.{k}": v for k, v in linear(module, *sizes).items()}
+        save_file(keyed, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(
+            '{"peft_type": "LORA", "r": 2, "lora_alpha": 7}'
+        )
+    base = open_checkpoint(str(folder / "model.safetensors"))
+    tensor = open_adapter(folder, base, "tuned").tensors[f"{module}.weight"]
+    size = tensor.num_elements
+    cuts = sorted(data.draw(st.sets(st.integers(1, size - 1), max_size=8)))
+    with BlockReader() as reader, BlockReader() as other:
+        whole = reader.read(tensor)
+        pieces = [
+            other.read(tensor, start, end - start)
+            for start, end in zip([0, *cuts], [*cuts, size], strict=True)
+        ]
+    assert torch.equal(torch.cat(pieces).view(torch.int32), whole.view(torch.int32))
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_the_grid_and_not_the_read_decides_what_is_multiplied(
+    tmp_path: Path, write_adapter: WriteAdapter, num_threads: int
+):
+    torch.manual_seed(11)
+    save_file({"w.weight": draw(700, 515).bfloat16()}, tmp_path / "b.safetensors")
+    base = open_checkpoint(str(tmp_path / "b.safetensors"))
+    folder = write_adapter(linear("w", 700, 515, rank=8), r=8)
+    tensor = open_adapter(folder, base, "tuned").tensors["w.weight"]
+    before = torch.get_num_threads()
+    with BlockReader() as reader:
+        whole = reader.read(tensor)
+    try:
+        torch.set_num_threads(num_threads)
+        for block in (1 << 16, 99_991, 1 << 18):
+            with BlockReader() as reader:
+                for start in reversed(range(0, tensor.num_elements, block)):
+                    count = min(block, tensor.num_elements - start)
+                    piece = reader.read(tensor, start, count)
+                    assert torch.equal(piece, whole[start : start + count])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_norms_equal_those_of_the_formed_products(base: Checkpoint, write_adapter: WriteAdapter):
+    for name, module, shape, turned in (
+        ("h.0.linear.weight", "h.0.linear", (9, 7), False),
+        ("h.0.conv1d.weight", "h.0.conv1d", (8, 5), True),
+    ):
+        adapters = [
+            open_adapter(write_adapter(linear(module, *shape), f"{module}{i}"), base, f"a{i}")
+            for i in range(2)
+        ]
+        tensors = [*(adapted.tensors[name] for adapted in adapters), base.tensors[name]]
+        with BlockReader() as reader:
+            found = lora_norms(reader, base.tensors[name], tensors)
+            vectors = []
+            for tensor in tensors[:2]:
+                assert isinstance(tensor, LoraTensor)
+                assert tensor.fan_in_fan_out == turned
+                a = reader.read(tensor.a).view(tensor.a.shape).double()
+                b = reader.read(tensor.b).view(tensor.b.shape).double()
+                vectors.append((3 * b @ a).flatten())
+        vectors = torch.stack([*vectors, torch.zeros_like(vectors[0])])
+        torch.testing.assert_close(torch.tensor(found).double(), vectors @ vectors.T)
+
+
+def test_norms_of_other_tensors_must_be_read(base: Checkpoint, write_adapter: WriteAdapter):
+    name = "h.0.linear.weight"
+    adapted = open_adapter(write_adapter(linear()), base, "tuned")
+    other = open_adapter(write_adapter({"head.weight": draw(13, 6)}, "other"), base, "other")
+    with BlockReader() as reader:
+        assert (
+            lora_norms(reader, other.tensors["head.weight"], [base.tensors["head.weight"]]) is None
+        )
+        assert lora_norms(reader, base.tensors["embed.weight"], [adapted.tensors[name]]) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"peft_type": "IA3"}, "only LoRA adapters can be merged, this is IA3"),
+        ({"use_dora": True}, "a DoRA adapter is not W"),
+        ({"bias": "all"}, "bias: all.*merge_and_unload"),
+        ({"lora_bias": True}, "a LoRA with lora_bias"),
+        ({"target_parameters": ["x"]}, "a LoRA with target_parameters"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4.*changed the base"),
+        ({"r": "many"}, "`r`, `lora_alpha` or a pattern"),
+        ({"r": 3}, "do not fit rank 3"),
+        ({"alpha_pattern": {"(": 1}}, "no regular expression"),
+    ],
+)
+def test_what_is_not_w_plus_s_b_a_is_refused(
+    base: Checkpoint, write_adapter: WriteAdapter, config: dict[str, Any], message: str
+):
+    with pytest.raises(CheckpointError, match=message):
+        open_adapter(write_adapter(linear(), **config), base, "tuned")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"h.0.linear.lora_magnitude_vector": draw(9)}, "not W . s·B·A"),
+        ({"h.0.base_layer.linear.lora_A.weight": draw(2, 7)}, "of the PEFT that trained it"),
+        ({"h.0.linear.lora_A.weight": draw(2, 7)}, "only one of lora_A and lora_B"),
+        (linear("h.9.linear"), r"1 of 1 tensors .* lacks: h.9.linear.weight"),
+        (linear() | {"score.weight": draw(2, 2)}, r"1 of 2 tensors .* lacks: score.weight"),
+        (linear(outputs=8), r"lora_B \(8, 2\).*shape \(9, 7\)"),
+        (
+            linear() | {"h.0.linear.lora_A.other.weight": draw(2, 7)},
+            "holds two tensors for h.0.linear",
+        ),
+    ],
+)
+def test_keys_that_do_not_fit_are_named(
+    base: Checkpoint, write_adapter: WriteAdapter, tensors: dict[str, Tensor], message: str
+):
+    with pytest.raises(CheckpointError, match=message):
+        open_adapter(write_adapter(tensors), base, "tuned")
+
+
+def test_a_prefix_more_or_less_is_found(base: Checkpoint, write_adapter: WriteAdapter):
+    more = open_adapter(write_adapter(linear("transformer.h.0.linear"), "more"), base, "more")
+    less = open_adapter(write_adapter(linear("0.linear"), "less"), base, "less")
+    for adapted in (more, less):
+        assert isinstance(adapted.tensors["h.0.linear.weight"], LoraTensor)
+
+
+def test_a_plus_joins_base_and_adapter_unless_the_folder_has_it_in_its_name(tmp_path: Path):
+    assert split_reference("org/model@main+adapter") == ("org/model@main", "adapter")
+    assert split_reference("org/model") == ("org/model", None)
+    (tmp_path / "a+b").mkdir()
+    assert split_reference(str(tmp_path / "a+b")) == (str(tmp_path / "a+b"), None)
+
+
+def test_a_joined_reference_shares_the_recipes_base(base: Checkpoint, write_adapter: WriteAdapter):
+    folder = write_adapter(linear())
+    opened = open_model(f"{base.folder}+{folder}", "tuned", base)
+    assert opened.tensors["head.weight"] is base.tensors["head.weight"]
+    second = write_adapter(linear(), "second")
+    twice = open_model(f"{base.folder}+{folder}+{second}", "both", base)
+    tensor = twice.tensors["h.0.linear.weight"]
+    assert isinstance(tensor, LoraTensor)
+    assert isinstance(tensor.base, LoraTensor)
+    read(twice, "h.0.linear.weight")
+
+
+@pytest.mark.parametrize("named", ["../base", "somewhere/base", None])
+def test_an_adapter_alone_finds_its_base(
+    base: Checkpoint, write_adapter: WriteAdapter, named: str | None
+):
+    folder = write_adapter(linear(), base_model_name_or_path=named)
+    opened = open_model(str(folder), "tuned", base)
+    assert opened.tensors["head.weight"] is base.tensors["head.weight"]
+
+
+def test_an_adapter_whose_base_is_lost_stands_on_the_recipes(
+    base: Checkpoint, write_adapter: WriteAdapter, caplog: pytest.LogCaptureFixture
+):
+    folder = write_adapter(linear(), base_model_name_or_path="/gone/llama")
+    assert open_model(str(folder), "tuned", base).name == "tuned"
+    assert "/gone/llama" in caplog.text
+    with pytest.raises(CheckpointError, match=r"base /gone/llama.*BASE\+ADAPTER"):
+        open_model(str(folder), "tuned")
+
+
+def test_two_adapters_are_planned_on_their_base(base: Checkpoint, write_adapter: WriteAdapter):
+    folders = [write_adapter(linear(), f"a{i}") for i in range(2)]
+    models = [f"{base.folder}+{folder}" for folder in folders]
+    spec = {"base": str(base.folder), "models": models, "method": "task_arithmetic"}
+    plan = plan_merge(MergeRecipe.model_validate(spec))
+    assert [model.name for model in plan.models] == ["a0", "a1"]
+    assert plan.side_folder == base.folder
+    spec = {"models": models, "method": "average"}
+    plan = plan_merge(MergeRecipe.model_validate(spec))
+    assert plan.side_folder == base.folder
+
+
+def test_an_adapters_scale_is_part_of_its_fingerprint(
+    base: Checkpoint, write_adapter: WriteAdapter
+):
+    from nan_merge.fingerprint import fingerprint
+
+    factors = linear()
+    adapters = [write_adapter(factors, f"a{alpha}", lora_alpha=alpha) for alpha in (1, 2)]
+    one, two = (fingerprint(open_adapter(folder, base, "tuned")) for folder in adapters)
+    assert one != two
+
+
+def test_merged_weights_equal_pefts(tmp_path: Path):
+    peft = pytest.importorskip("peft")
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    torch.manual_seed(1)
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = torch.nn.Embedding(33, 12)
+            self.linear = torch.nn.Linear(12, 20)
+            self.conv1d = conv1d(12, 20)
+            self.square = torch.nn.Linear(12, 12)
+            self.conv = torch.nn.Conv2d(3, 5, 2)
+            self.head = torch.nn.Linear(12, 33, bias=False)
+
+    for turned, names in (
+        (False, ["embed", "linear", "square", "conv"]),
+        (True, ["conv1d", "embed"]),
+    ):
+        net = Net()
+        folder = tmp_path / str(turned)
+        folder.mkdir()
+        save_file(net.state_dict(), folder / "model.safetensors")
+        config = peft.LoraConfig(
+            r=4, lora_alpha=9, target_modules=names, use_rslora=turned, fan_in_fan_out=turned,
+            modules_to_save=["head"], rank_pattern={names[1]: 2}, alpha_pattern={names[0]: 5},
+        )  # fmt: skip
+        adapted = peft.get_peft_model(net, config)
+        for name, value in adapted.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                value.data = torch.randn_like(value) / 4
+        adapted.save_pretrained(folder / "adapter")
+        ours = open_model(f"{folder}+{folder / 'adapter'}", "ours")
+        theirs = adapted.merge_and_unload().state_dict()
+        assert ours.tensors.keys() == theirs.keys()
+        for name, value in theirs.items():
+            torch.testing.assert_close(read(ours, name), value, rtol=2e-6, atol=2e-6)
+        changed = [n for n, v in load_file(folder / "model.safetensors").items()
+                   if not torch.equal(v, theirs[n])]  # fmt: skip
+        assert len(changed) >= len(names)
