@@ -49,6 +49,8 @@ def open_checkpoint(path: str, name: str | None = None) -> Checkpoint:
         CheckpointError: If there is none, it is damaged, or only pickled weights are there.
     """
     folder = resolve_folder(path)
+    if not folder.is_file() and not folder.is_dir():
+        raise CheckpointError(f"{path} is neither a folder nor a file of weights.")
     files = (folder,) if folder.is_file() else _weight_files(folder)
     if folder.is_file():
         folder = folder.parent
@@ -106,10 +108,15 @@ def _indexed_files(folder: Path, index: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key under which numbers inside names count: layer 2 comes before layer 10."""
     parts = re.split(r"(\d+)", name)
-    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part)
+    # Digits are compared by length, then as text: `int` refuses numbers of thousands of digits.
+    return tuple(
+        (0, len(part.lstrip("0")), part.lstrip("0")) if part.isdecimal() else (1, 0, part)
+        for part in parts
+        if part
+    )
 
 
 def layer_of(tensor_name: str) -> str:

@@ -122,6 +122,7 @@ def _alphas(
         if not found:
             used[key] = ()  # no tensor under this key is selected: its alpha is uniform
         elif SHARES[spec.source].size == "rms":
+            assert num_elements, "`source: rms` is given the number of elements of each tensor"
             counts = [num_elements[name] for name in names]
             used[key] = root_mean_squares(found, counts, spec.norm_target)
         else:

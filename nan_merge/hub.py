@@ -8,7 +8,7 @@ from pathlib import Path
 from nan_merge.errors import CheckpointError
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
-WEIGHTS_AND_CONFIG = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+WEIGHTS_AND_CONFIG = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 
 
 def resolve_folder(path: str) -> Path:
@@ -18,8 +18,11 @@ def resolve_folder(path: str) -> Path:
         CheckpointError: If it is neither here nor on the hub, or the hub cannot be reached.
     """
     local = Path(path).expanduser()
-    if local.exists():
-        return local
+    try:
+        if local.exists():
+            return local
+    except OSError as error:  # a name that no file can have
+        raise CheckpointError(f"No checkpoint at {path[:80]}: {error.strerror}.") from error
     if not HUB_ID.match(path) or path.startswith("."):
         raise CheckpointError(
             f"No checkpoint at {path} (looked for {local.absolute()}). "
@@ -35,7 +38,10 @@ def _download(hub_id: str) -> Path:
     repository, _, revision = hub_id.partition("@")
     try:
         folder = snapshot_download(
-            repository, revision=revision or None, allow_patterns=WEIGHTS_AND_CONFIG
+            repository,
+            revision=revision or None,
+            allow_patterns=WEIGHTS_AND_CONFIG,
+            ignore_patterns=["*/*"],  # other formats and originals lie in subfolders
         )
     except (LocalEntryNotFoundError, ConnectionError, OSError, HFValidationError) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):

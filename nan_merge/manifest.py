@@ -15,7 +15,7 @@ from typing import Any
 
 from nan_merge.checkpoint import INDEX_NAME
 from nan_merge.errors import CheckpointError
-from nan_merge.fingerprint import digest_text
+from nan_merge.fingerprint import digest_file, digest_text
 from nan_merge.measure import Measured
 from nan_merge.plan import MergePlan
 from nan_merge.publish import write_text_atomically
@@ -24,7 +24,27 @@ from nan_merge.shard import ShardRecord
 MANIFEST_NAME = "merge_manifest.json"
 # Raise it when the same recipe would give other bytes than before.
 ARITHMETIC_VERSION = 1
-COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+# What is copied beside the weights; anything else in a model's folder is its owner's.
+SIDE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "open_clip_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 
 
 def merge_key(plan: MergePlan, inputs: Sequence[str]) -> str:
@@ -39,7 +59,12 @@ def merge_key(plan: MergePlan, inputs: Sequence[str]) -> str:
     recipe.pop("base")
     for model in recipe["models"]:
         model.pop("path")
-    content = {"arithmetic": ARITHMETIC_VERSION, "recipe": recipe, "inputs": list(inputs)}
+    content = {
+        "arithmetic": ARITHMETIC_VERSION,
+        "recipe": recipe,
+        "inputs": list(inputs),
+        "beside": {path.name: digest_file(path) for path in side_files(plan)},
+    }
     return digest_text(json.dumps(content, sort_keys=True))
 
 
@@ -56,6 +81,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged. Remove its folder and merge again.")
     return content
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file of weights that a merge's manifest names is there in its full size."""
+    files = read_manifest(folder / MANIFEST_NAME).get("files")
+    if not isinstance(files, dict):
+        return False
+    sizes = {name: entry.get("bytes") for name, entry in files.items() if isinstance(entry, dict)}
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size
+        for name, size in sizes.items()
+    )
 
 
 def write_side_files(
@@ -96,7 +133,10 @@ def make_manifest(
         "nan_merge": version("nan-merge"),
         "merge_key": merge_key(plan, fingerprints),
         "recipe": plan.recipe.model_dump(mode="json", by_alias=True, exclude_none=True),
-        "fingerprints": dict(zip(inputs, fingerprints, strict=True)),
+        "fingerprints": [
+            {"name": name, "fingerprint": each}
+            for name, each in zip(inputs, fingerprints, strict=True)
+        ],
         **measured.table.as_json(),
         "magnitude_thresholds": dict(zip(models, measured.thresholds, strict=False)),
         "majority_sign": measured.majority_sign,
@@ -107,12 +147,25 @@ def make_manifest(
     }
 
 
+def side_files(plan: MergePlan) -> list[Path]:
+    """Config, tokenizer and processor files of the model that the result takes after."""
+    reference = plan.reference
+    paths = [reference.folder / name for name in SIDE_FILES]
+    return [path for path in paths if path.is_file() and _stays_inside(path)]
+
+
+def _stays_inside(path: Path) -> bool:
+    """Whether a file is its folder's own: no link elsewhere, but for those of the hub's cache."""
+    target, folder = path.resolve(), path.parent.resolve()
+    in_hub_cache = folder.parent.name == "snapshots" and target.parent == (
+        folder.parent.parent / "blobs"
+    )
+    return target.parent == folder or in_hub_cache
+
+
 def _copy_side_files(plan: MergePlan, folder: Path) -> None:
-    source = plan.reference.folder
-    for path in sorted(source.iterdir()):
-        generated = path.name in (INDEX_NAME, MANIFEST_NAME, "README.md")
-        if path.is_file() and path.suffix in COPIED_SUFFIXES and not generated:
-            shutil.copyfile(path, folder / path.name)
+    for path in side_files(plan):
+        shutil.copyfile(path, folder / path.name)
     config_path = folder / "config.json"
     if plan.recipe.dtype and config_path.is_file():
         config = json.loads(config_path.read_bytes())
@@ -128,13 +181,11 @@ def _index(plan: MergePlan) -> dict[str, Any]:
 
 
 def _model_card(plan: MergePlan, manifest: Mapping[str, Any]) -> str:
-    models = "\n".join(f"- {model.name}: `{model.path}`" for model in plan.recipe.models)
-    recipe = json.dumps(manifest["recipe"], indent=2, ensure_ascii=False)
+    recipe = json.dumps(manifest["recipe"], indent=2)  # ASCII: nothing in it can end the block
     return (
         "---\ntags:\n- merge\n- nan-merge\n---\n"
         f"# A merge of {len(plan.models)} models by {plan.recipe.method.name}\n\n"
-        f"Base model: `{plan.recipe.base}`\n\nFine-tuned models:\n\n{models}\n\n"
-        f"Recipe, as `nan-merge merge` takes it:\n\n```yaml\n{recipe}\n```\n\n"
+        f"Recipe, as `nan-merge merge` takes it:\n\n````json\n{recipe}\n````\n\n"
         f"Norms, coefficients and hashes: `{MANIFEST_NAME}`.\n"
     )
 

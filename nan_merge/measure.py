@@ -75,7 +75,7 @@ def measure(plans: Sequence[MergePlan], run_tasks: RunTasks, workers: int = 1) -
         trim = _trim(recipe)
         measured.append(
             Measured(
-                compute_coefficients(recipe, list(elements), norms),
+                compute_coefficients(recipe, list(elements), norms, elements),
                 thresholds=whole.get(trim, ()) if needs(recipe, "magnitude_threshold") else (),
                 tensor_thresholds=(by_tensor[trim] if needs(recipe, "tensor_threshold") else {}),
                 norms=norms if needs(recipe, "inner_products") else {},
@@ -203,7 +203,7 @@ def _with_majority_signs(
     records = _over_groups("signs", count_signs, groups, (voters, workers), run_tasks)
     totals = dict(zip(needing, np.sum(records, axis=0).tolist(), strict=True))
     return [
-        replace(item, majority_sign=-1.0 if totals.get(place, 0) < 0 else 1.0)
+        replace(item, majority_sign=-1.0 if totals.get(place, 1) <= 0 else 1.0)
         for place, item in enumerate(measured)
     ]
 

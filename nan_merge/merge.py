@@ -12,9 +12,11 @@ from itertools import groupby
 from pathlib import Path
 
 from nan_merge.checkpoint import Checkpoint, open_checkpoint
+from nan_merge.errors import OutputError
 from nan_merge.fingerprint import fingerprint, identity, remember, remembered_fingerprint
 from nan_merge.manifest import (
     MANIFEST_NAME,
+    is_whole,
     merge_key,
     read_manifest,
     write_side_files,
@@ -58,7 +60,8 @@ class _Job:
         tensors = [tensor.name for shard in self.plan.shards for tensor in shard.tensors]
         unit = method_of(self.plan.recipe).unit
         sizes = [str(len(shard.tensors)) for shard in self.plan.shards]
-        return (unit, *map(identity, self.checkpoints), *sizes, *tensors)
+        has_base = "with a base" if self.plan.base else "without a base"
+        return (unit, has_base, *map(identity, self.checkpoints), *sizes, *tensors)
 
 
 def merge_checkpoint(
@@ -93,10 +96,11 @@ def merge_checkpoints(
             something else; if the disk is full.
     """
     jobs = [_Job(plan_merge(recipe), output) for recipe, output in recipes]
+    for job in jobs:
+        _refuse_input_as_output(job)
     done = {job.output: key for job in jobs if (key := _key_if_done(job, workers))}
     todo = [job for job in jobs if job.output not in done]
-    for job in todo:
-        check_disk(job.plan, job.output)
+    check_disk([(job.plan, job.output) for job in todo])
     made: dict[Path, str] = {}
     for _, group in groupby(sorted(todo, key=_group), key=_group):
         made |= _merge_group(list(group), run_tasks, workers, replace)
@@ -106,18 +110,30 @@ def merge_checkpoints(
     ]
 
 
+def _refuse_input_as_output(job: _Job) -> None:
+    """A result may lie beside or below other files, but never in the place of an input."""
+    output = job.output.resolve()
+    for checkpoint in job.checkpoints:
+        folder = checkpoint.folder.resolve()
+        if output == folder or output in folder.parents:
+            raise OutputError(
+                f"{job.output} is, or holds, the input {checkpoint.name} ({checkpoint.folder}). "
+                "Choose another folder for the result."
+            )
+
+
 def _group(job: _Job) -> tuple[str, ...]:
     return job.group
 
 
 def _key_if_done(job: _Job, workers: int) -> str | None:
-    """The merge's key if its folder is there; inputs are read only then, to be sure."""
-    manifest = job.output / MANIFEST_NAME
-    if not manifest.is_file():
+    """The merge's key if its folder is there and whole; inputs are read only then, to be sure."""
+    if not (job.output / MANIFEST_NAME).is_file():
         return None
     fingerprints = [fingerprint(checkpoint, workers) for checkpoint in job.checkpoints]
     key = merge_key(job.plan, fingerprints)
-    return key if read_manifest(manifest).get("merge_key") == key else None
+    manifest = read_manifest(job.output / MANIFEST_NAME)
+    return key if manifest.get("merge_key") == key and is_whole(job.output) else None
 
 
 def _merge_group(
@@ -184,7 +200,9 @@ def _remember_output(job: _Job, records: Sequence[ShardRecord]) -> None:
 def _enter_staging(stack: ExitStack, job: _Job, replace: bool) -> Path:
     """The output's staging folder, with what an interrupted attempt at the same merge left."""
     is_merge = (job.output / MANIFEST_NAME).is_file()
-    publishing = publish_folder(job.output, keep_partial=True, replace=replace and is_merge)
+    # A merge of ours that lost a file can only be made again.
+    replaceable = is_merge and (replace or not is_whole(job.output))
+    publishing = publish_folder(job.output, keep_partial=True, replace=replaceable)
     folder = stack.enter_context(publishing)
     key = merge_key(job.plan, [identity(checkpoint) for checkpoint in job.checkpoints])
     key_file = folder / JOURNAL / "merge_key"

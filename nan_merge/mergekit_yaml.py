@@ -16,8 +16,9 @@ from nan_merge.config_messages import describe, did_you_mean
 from nan_merge.errors import ConfigError
 from nan_merge.mergekit_inputs import Inputs, read_inputs, reference
 from nan_merge.mergekit_options import Options, read_options
-from nan_merge.mergekit_parameters import METHODS_OF_MERGEKIT, MergekitMethod, Section, Source
+from nan_merge.mergekit_parameters import METHODS_OF_MERGEKIT, MergekitMethod, Source
 from nan_merge.methods import METHODS
+from nan_merge.yaml_config import reading_order
 from nan_merge.yaml_text import Document, FieldPath
 
 _KEYS = (
@@ -69,7 +70,7 @@ def translate(document: Document) -> Document:
         recipe.write_files(top)
         if not source.problems:
             return recipe.document
-    raise ConfigError("\n".join(source.problems))
+    raise ConfigError("\n".join(sorted(source.problems, key=reading_order)))
 
 
 def _top(source: Source) -> dict[str, Any]:
@@ -211,9 +212,8 @@ class _Recipe:
                 self.put("dtype", str(top[key]).removeprefix("torch."), (key,))
                 break
         wanted, origin = top.get("tokenizer_source"), ("tokenizer_source",)
-        if isinstance(top.get("tokenizer"), dict):
-            tokenizer = Section(("tokenizer",), top["tokenizer"])
-            wanted, origin = self._tokenizer(tokenizer), ("tokenizer",)
+        if top.get("tokenizer") is not None:
+            wanted, origin = self._tokenizer(top["tokenizer"]), ("tokenizer",)
         if wanted is None or wanted == "base":
             return
         wanted = wanted if wanted == "union" else reference(self.source, origin, wanted)
@@ -223,13 +223,13 @@ class _Recipe:
             names = {model["path"]: model["name"] for model in models}
             self.put("tokenizer", names.get(wanted, wanted), origin)
 
-    def _tokenizer(self, section: Section) -> Any:
+    def _tokenizer(self, section: Any) -> Any:
         known = ("source", "tokens", "pad_to_multiple_of")
-        values = self.source.mapping(section.path, section.values, known)
+        values = self.source.mapping(("tokenizer",), section, known)
         for key in ("tokens", "pad_to_multiple_of"):
             if values.get(key):
                 message = "is not supported: rows are matched by token, a missing one comes from "
-                self.source.fail((*section.path, key), message + "the models that have it; remove")
+                self.source.fail(("tokenizer", key), message + "the models that have it; remove")
         return values.get("source", "union")
 
 

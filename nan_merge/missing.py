@@ -20,6 +20,7 @@ from typing import Any, Literal
 from nan_merge.checkpoint import Checkpoint
 from nan_merge.lora import config_folder
 from nan_merge.safetensors_file import TensorInfo
+from nan_merge.vocabulary import VOCABULARY_NAMES
 
 MissingPolicy = Literal["error", "base", "drop"]
 Missing = MissingPolicy | dict[str, MissingPolicy]
@@ -77,13 +78,20 @@ def _misfit(
     if found.shape != expected.shape:
         yield (
             f"{name}: {model.name} has shape {found.shape} ({found.path}), "
-            f"{reference.name} has {expected.shape}"
+            f"{reference.name} has {expected.shape}{_rows_hint(name, expected, found)}"
         )
     elif found.dtype.is_floating_point != expected.dtype.is_floating_point:
         yield (
             f"{name}: {model.name} holds {found.dtype} ({found.path}), "
             f"{reference.name} {expected.dtype}"
         )
+
+
+def _rows_hint(name: str, expected: TensorInfo, found: TensorInfo) -> str:
+    is_vocabulary = any(fnmatchcase(name, pattern) for pattern in VOCABULARY_NAMES)
+    if not is_vocabulary or found.shape[1:] != expected.shape[1:]:
+        return ""
+    return ". Their vocabularies differ: put each model's tokenizer files beside its weights"
 
 
 def _tied_head(name: str, reference: Checkpoint, model: Checkpoint, lacking: Checkpoint) -> str:

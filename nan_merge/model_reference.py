@@ -3,17 +3,62 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from nan_merge.checkpoint import Checkpoint, open_checkpoint
-from nan_merge.errors import CheckpointError
+from nan_merge.errors import CheckpointError, IncompatibleError, NanMergeError
 from nan_merge.hub import resolve_folder
-from nan_merge.lora import open_adapter
+from nan_merge.lora import config_folder, open_adapter
 from nan_merge.lora_config import ADAPTER_CONFIG, read_adapter_config
+from nan_merge.recipe import MergeRecipe
 
 logger = logging.getLogger(__name__)
 
 MODEL_WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")
+
+
+def open_models(recipe: MergeRecipe) -> tuple[Checkpoint | None, tuple[Checkpoint, ...]]:
+    """Open a recipe's base, if it has one, and its models.
+
+    Raises:
+        CheckpointError: If they cannot be opened; lists all that cannot.
+        IncompatibleError: If two models are the same.
+    """
+    base: Checkpoint | None = None
+    models: list[Checkpoint] = []
+    problems: list[NanMergeError] = []
+    if recipe.base is not None:
+        try:
+            base = open_model(recipe.base, "base")
+        except CheckpointError as error:
+            problems.append(error)
+    for model in recipe.models:
+        try:
+            models.append(open_model(model.path, model.name, base))
+        except CheckpointError as error:
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        raise CheckpointError(f"{len(problems)} checkpoints cannot be opened:\n{lines}")
+    _refuse_repeated(models)
+    return base, tuple(models)
+
+
+def _refuse_repeated(models: Sequence[Checkpoint]) -> None:
+    # One adapter on two bases is two models, so the base's folder counts too.
+    places = [(model.folder.resolve(), config_folder(model).resolve()) for model in models]
+    for place, count in Counter(places).items():
+        if count > 1:
+            same = [model.name for model, own in zip(models, places, strict=True) if own == place]
+            raise IncompatibleError(
+                f"Models {' and '.join(same)} are the same folder, {place[0]}. A model that is "
+                "merged with itself only counts more: name it once and give it a `weight`."
+            )
 
 
 def split_reference(path: str) -> tuple[str, str | None]:
@@ -23,8 +68,11 @@ def split_reference(path: str) -> tuple[str, str | None]:
     ('org/model', 'org/adapter')
     """
     base, plus, adapter = path.rpartition("+")
-    if not plus or not base or not adapter or Path(path).expanduser().exists():
+    if not plus or not base or not adapter:
         return path, None
+    with suppress(OSError):  # two names together may be longer than a name can be
+        if Path(path).expanduser().exists():
+            return path, None
     return base, adapter
 
 

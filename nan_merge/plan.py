@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,12 +11,14 @@ from pathlib import Path
 import torch
 
 from nan_merge.checkpoint import Checkpoint, layer_of
-from nan_merge.errors import CheckpointError, IncompatibleError, NanMergeError, OutputError
+from nan_merge.errors import IncompatibleError, OutputError
 from nan_merge.lora import config_folder
 from nan_merge.missing import Missing, find_problems, missing_policy
-from nan_merge.model_reference import open_model
+from nan_merge.model_reference import open_models
+from nan_merge.publish import staging_path
 from nan_merge.recipe import MergeRecipe
 from nan_merge.safetensors_file import TensorInfo
+from nan_merge.vocabulary import Vocabulary, match_vocabularies
 
 MAX_LISTED_PROBLEMS = 20
 
@@ -88,13 +89,23 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """A recipe whose inputs were opened and fit each other."""
+    """A recipe whose inputs were opened and fit each other.
+
+    Attributes:
+        recipe: What to merge and how.
+        base: The base model, if there is one.
+        models: The fine-tuned models, in the recipe's order.
+        tensors: What the result holds.
+        shards: The same, by file.
+        vocabulary: The result's rows and tokenizer, if tokenizers were compared.
+    """
 
     recipe: MergeRecipe
     base: Checkpoint | None
     models: tuple[Checkpoint, ...]
     tensors: tuple[AlignedTensor, ...]
     shards: tuple[ShardPlan, ...]
+    vocabulary: Vocabulary | None = None
 
     @property
     def reference(self) -> Checkpoint:
@@ -124,60 +135,41 @@ def plan_merge(recipe: MergeRecipe) -> MergePlan:
         CheckpointError: If checkpoints cannot be opened; lists all that cannot.
         IncompatibleError: If they do not fit; lists every problem with its mend.
     """
-    base, models = _open_all(recipe)
-    _refuse_repeated(models)
+    base, models = open_models(recipe)
+    vocabulary: Vocabulary | None = None
+    tokenizer = getattr(recipe, "tokenizer", None)
+    if tokenizer is not None:
+        matched = match_vocabularies(base, models, tokenizer)
+        base, models, vocabulary = matched.base, matched.models, matched.vocabulary
     tensors = align(base, models, getattr(recipe, "missing", "error"))
     dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
     shards = tuple(pack_shards(tensors, dtype, recipe.shard_bytes))
-    return MergePlan(recipe, base, tuple(models), tensors, shards)
+    return MergePlan(recipe, base, models, tensors, shards, vocabulary)
 
 
-def check_disk(plan: MergePlan, output: Path) -> None:
-    """Refuse a merge whose result cannot fit on the disk of ``output``.
+def check_disk(results: Sequence[tuple[MergePlan, Path]]) -> None:
+    """Refuse merges whose results cannot all fit on the disks of their folders.
+
+    What an interrupted attempt has written already is not asked for again.
 
     Raises:
         OutputError: With the bytes needed and free.
     """
-    existing = next(parent for parent in (output, *output.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < plan.output_bytes:
-        raise OutputError(
-            f"No space left on the disk for {output}: the merged checkpoint needs "
-            f"{plan.output_bytes:,} bytes, {free:,} are free. Free some space or write elsewhere."
-        )
-
-
-def _open_all(recipe: MergeRecipe) -> tuple[Checkpoint | None, list[Checkpoint]]:
-    base: Checkpoint | None = None
-    models: list[Checkpoint] = []
-    problems: list[NanMergeError] = []
-    if recipe.base is not None:
-        try:
-            base = open_model(recipe.base, "base")
-        except CheckpointError as error:
-            problems.append(error)
-    for model in recipe.models:
-        try:
-            models.append(open_model(model.path, model.name, base))
-        except CheckpointError as error:
-            problems.append(error)
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        lines = "\n".join(f"  - {problem}" for problem in problems)
-        raise CheckpointError(f"{len(problems)} checkpoints cannot be opened:\n{lines}")
-    return base, models
-
-
-def _refuse_repeated(models: Sequence[Checkpoint]) -> None:
-    # One adapter on two bases is two models, so the base's folder counts too.
-    places = [(model.folder.resolve(), config_folder(model).resolve()) for model in models]
-    for place, count in Counter(places).items():
-        if count > 1:
-            same = [model.name for model, own in zip(models, places, strict=True) if own == place]
-            raise IncompatibleError(
-                f"Models {' and '.join(same)} are the same folder, {place[0]}. A model that is "
-                "merged with itself only counts more: name it once and give it a `weight`."
+    needed: dict[int, int] = {}
+    places: dict[int, Path] = {}
+    for plan, output in results:
+        place = next(path for path in (output, *output.absolute().parents) if path.exists())
+        disk = place.stat().st_dev
+        written = [path.stat() for path in staging_path(output).glob("*.safetensors")]
+        there = sum(status.st_blocks * 512 for status in written)
+        needed[disk] = needed.get(disk, 0) + max(0, plan.output_bytes - there)
+        places[disk] = place
+    for disk, place in places.items():
+        free = shutil.disk_usage(place).free
+        if free < needed[disk]:
+            raise OutputError(
+                f"No space left on the disk of {place}: the merge needs {needed[disk]:,} bytes, "
+                f"{free:,} are free. Free some space or write elsewhere."
             )
 
 

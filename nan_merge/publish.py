@@ -16,6 +16,16 @@ from pathlib import Path
 
 from nan_merge.errors import OutputError
 
+_UNWRITABLE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+)
+
 
 def staging_path(final: Path) -> Path:
     """Where the content of ``final`` is written until it is complete."""
@@ -38,6 +48,8 @@ def publish_folder(
         OutputError: If ``final`` exists, another process is writing it, or the disk is full or
             not writable.
     """
+    if final.is_symlink():
+        raise OutputError(f"{final} is a link. Give the folder itself, or another one.")
     if not replace and final.exists() and not (final.is_dir() and not any(final.iterdir())):
         raise OutputError(f"{final} exists already. Remove it or choose another folder.")
     staging = staging_path(final)
@@ -50,13 +62,23 @@ def publish_folder(
                 yield staging
                 sync_tree(staging)
                 if replace and final.exists():
-                    shutil.rmtree(final)
-                staging.rename(final)
+                    _swap(staging, final)
+                else:
+                    staging.rename(final)
                 sync_path(final.parent)
             except BaseException:
                 if not keep_partial:
                     shutil.rmtree(staging, ignore_errors=True)
                 raise
+
+
+def _swap(staging: Path, final: Path) -> None:
+    """Put the new folder in the place of the old one, which is gone only after that."""
+    aside = final.parent / f".{final.name}.old"
+    shutil.rmtree(aside, ignore_errors=True)
+    final.rename(aside)
+    staging.rename(final)
+    shutil.rmtree(aside)
 
 
 @contextmanager
@@ -108,7 +130,7 @@ def explain_write_errors(path: Path) -> Generator[None]:
                 f"No space left on the disk while writing {path}. Nothing was published. "
                 "Free some space, or write to another disk, and run the same command again."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in _UNWRITABLE:
             raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
         raise
 

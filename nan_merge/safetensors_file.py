@@ -132,7 +132,9 @@ def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorIn
     numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
     if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
         raise _damaged(path, f"its header gives tensor {name!r} an impossible shape or place")
-    if code not in TORCH_DTYPES:
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise _damaged(path, f"it names a tensor {name!r}, which is no text")
+    if not isinstance(code, str) or code not in TORCH_DTYPES:
         raise CheckpointError(
             f"{path}: tensor {name!r} has type {code}, which cannot be merged. "
             f"Convert the checkpoint to one of {', '.join(sorted(TORCH_DTYPES))} first."

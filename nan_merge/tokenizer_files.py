@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,13 @@ from typing import Any
 from nan_merge.errors import CheckpointError, IncompatibleError
 from nan_merge.publish import write_text_atomically
 
+# Where tokens are read from: the first of these, then what was added later.
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+ADDED_NAMES = ("added_tokens.json", "tokenizer_config.json")
+TOKENIZER_FILES = (
+    *TOKENIZER_NAMES, *ADDED_NAMES, "merges.txt", "special_tokens_map.json", "chat_template.jinja",
+    "chat_template.json",
+)  # fmt: skip
 PLAIN_TOKEN = {
     "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False,
 }  # fmt: skip
@@ -19,6 +27,16 @@ PLAIN_TOKEN = {
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer whose tokens `read_tokens` can list."""
     return any((folder / name).is_file() for name in TOKENIZER_NAMES)
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """SHA-256 over the files from which tokens are read: equal ones give equal tokens."""
+    digest = hashlib.sha256()
+    for name in (*TOKENIZER_NAMES, *ADDED_NAMES):
+        path = folder / name
+        content = path.read_bytes() if path.is_file() else b""
+        digest.update(f"{name} {len(content)} ".encode() + content)
+    return digest.hexdigest()
 
 
 def read_tokens(folder: Path) -> dict[str, int]:
@@ -96,6 +114,33 @@ def _varint(content: bytes, place: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, place
     raise ValueError("the file was cut short")
+
+
+def write_tokenizer(
+    folder: Path, source: Path, added: Mapping[str, int], examples: Sequence[Path], num_rows: int
+) -> None:
+    """Give a result its tokenizer, and its config the number of rows.
+
+    Args:
+        folder: The result's, with its config, and perhaps another model's tokenizer.
+        source: Whose tokenizer it takes.
+        added: Tokens to add to it -> their rows.
+        examples: Folders whose tokenizers may say of a token that it is special, and so on.
+        num_rows: Rows of the embeddings.
+
+    Raises:
+        IncompatibleError: If the tokenizer would give a token another row.
+    """
+    for name in TOKENIZER_FILES:
+        (folder / name).unlink(missing_ok=True)
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    add_tokens(folder, added, examples)
+    config = _read(folder / "config.json")
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and part.get("vocab_size", num_rows) != num_rows:
+            part["vocab_size"] = num_rows
+            _write(folder / "config.json", config)
 
 
 def add_tokens(folder: Path, added: Mapping[str, int], examples: Sequence[Path]) -> None:

@@ -20,7 +20,7 @@ from nan_merge.errors import IncompatibleError
 from nan_merge.lora import AdaptedCheckpoint, config_folder
 from nan_merge.row_mapped import map_rows
 from nan_merge.safetensors_file import TensorInfo
-from nan_merge.tokenizer_files import has_tokenizer, read_tokens
+from nan_merge.tokenizer_files import has_tokenizer, read_tokens, tokenizer_digest
 
 # Input embeddings, output heads and their biases, by the names that architectures give them.
 VOCABULARY_NAMES = (
@@ -35,17 +35,15 @@ RowKey = str | int
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The result's tokens.
+    """The result's rows and tokenizer.
 
     Attributes:
-        tokens: Token -> row.
         num_rows: Rows of the embeddings, padding included.
         folder: Whose tokenizer files the result takes.
         added: Tokens that these files lack, with their rows; only in a union.
         folders: Whose tokenizer files say what kind of token these are.
     """
 
-    tokens: dict[str, int]
     num_rows: int
     folder: Path
     added: dict[str, int]
@@ -97,11 +95,17 @@ def match_vocabularies(
     folders = [tokenizer_folder(checkpoint) for checkpoint in everyone]
     if not names[chosen] or not has_tokenizer(folders[chosen]):
         return Matched(base, tuple(models), None)
+    sizes = {tensor.shape[0] for own in names for tensor in own.values()}
+    digests = [tokenizer_digest(folder) if has_tokenizer(folder) else None for folder in folders]
+    if len(sizes) == 1 and set(digests) <= {digests[chosen], None}:
+        # The usual case, in which no tokenizer needs to be read: they can be large.
+        same = Vocabulary(sizes.pop(), folders[chosen], {}, tuple(folders))
+        return Matched(base, tuple(models), same)
     known = _all_rows(everyone, names, folders, chosen)
     keys = _union(known) if tokenizer == "union" else list(known[chosen].keys)
-    tokens = {key: row for row, key in enumerate(keys) if isinstance(key, str)}
-    added = {token: row for token, row in tokens.items() if token not in known[chosen].row_of}
-    vocabulary = Vocabulary(tokens, len(keys), folders[chosen], added, tuple(folders))
+    present = known[chosen].row_of
+    added = {k: row for row, k in enumerate(keys) if isinstance(k, str) and k not in present}
+    vocabulary = Vocabulary(len(keys), folders[chosen], added, tuple(folders))
     has_base = base is not None
     mapped = [
         _with_rows(place, everyone, names, known, keys, has_base) for place in range(len(everyone))
@@ -213,16 +217,19 @@ def _with_rows(
     has_base: bool,
 ) -> Checkpoint:
     """One model with the result's rows in its embeddings; its own tensors where they are that."""
+    if rows[place].keys == keys:
+        return everyone[place]
     tensors = dict(everyone[place].tensors)
+    # Itself first, then the base, then the others.
+    preferred = {place, 0} if has_base else {place}
+    order = sorted(range(len(everyone)), key=lambda one: (one != place, one not in preferred, one))
     for name, own in names[place].items():
-        # Itself first, then the base, then the others.
-        order = dict.fromkeys([place, *([0] if has_base else []), *range(len(everyone))])
         having = [
             one
             for one in order
             if name in names[one] and names[one][name].shape[1:] == own.shape[1:]
         ]
-        num_first = sum(one == place or (has_base and one == 0) for one in having)
+        num_first = sum(one in preferred for one in having)
         origins: list[list[tuple[int, int]]] = []
         for key in keys:
             places = [

@@ -60,7 +60,7 @@ def check_document(document: Document, schema: type[T], overrides: Sequence[str]
     else:
         if not problems:
             return config
-    raise ConfigError("\n".join(sorted(problems, key=_reading_order)))
+    raise ConfigError("\n".join(sorted(problems, key=reading_order)))
 
 
 def schema_json(schema: type[BaseModel]) -> str:
@@ -71,7 +71,7 @@ def schema_json(schema: type[BaseModel]) -> str:
     )
 
 
-def _reading_order(problem: str) -> tuple[int, int]:
+def reading_order(problem: str) -> tuple[int, int]:
     """Line and column that a problem starts with; overrides, which have none, come last."""
     place = re.match(r".*?:(\d+):(\d+): ", problem)
     if place is None or problem.startswith("override "):

@@ -43,7 +43,7 @@ def merge_command(recipe: MergeRecipe, output: Path, console: Console) -> None:
 def plan_command(recipe: MergeRecipe, console: Console) -> None:
     """Check from headers alone whether a recipe can be merged, and print what it would write."""
     plan = plan_merge(recipe)
-    check_disk(plan, Path())
+    check_disk([(plan, Path())])
     console.print(plan_table(plan))
     console.print(
         f"{recipe.method.name} over {len(plan.models)} models: reads {plan.input_bytes / 1e9:,.3f} "

@@ -19,10 +19,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
-from nan_merge.methods.consensus import ConsensusOptions, join, rule_of
+from nan_merge.methods.consensus import ConsensusOptions, join, row_of, rule_of
 from nan_merge.methods.method import (
     Context,
     PerModelShare,
@@ -30,6 +31,7 @@ from nan_merge.methods.method import (
     task_vectors,
     weighted_sum,
 )
+from nan_merge.methods.ranks import kth_smallest
 from nan_merge.schema import StrictModel
 
 Gamma = Annotated[float, Field(ge=0, lt=1)]
@@ -123,9 +125,9 @@ def keep_middle(
         if highest < lowest:
             vector.zero_()
             continue
-        low = rows.kthvalue(lowest, dim=1, keepdim=True).values
-        high = rows.kthvalue(highest, dim=1, keepdim=True).values
-        vector.masked_fill_(((rows < low) | (rows > high)).view(vector.shape), 0.0)
+        low, high = kth_smallest(rows, [lowest, highest])
+        kept = torch.ge(rows, low).logical_and_(rows <= high)
+        vector.mul_(kept.to(vector.dtype).view(vector.shape))
     return vectors
 
 
@@ -138,4 +140,9 @@ def kept_ranks(num_elements: int, density: float, gamma: float, dialect: str) ->
 
 def breadcrumbs_row(options: AnyBreadcrumbsOptions) -> dict[str, Any]:
     """Rows can come in pieces."""
-    return {"unit": "row"} if options.rows else {}
+    changes: dict[str, Any] = {}
+    if isinstance(options, BreadcrumbsTiesOptions):
+        changes |= row_of(rule_of(options, options.dialect, "sum"))
+    if options.rows:
+        changes["unit"] = "row"
+    return changes

@@ -19,9 +19,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from nan_merge.methods.consensus import ConsensusOptions, join, rule_of
+from nan_merge.methods.consensus import ConsensusOptions, join, row_of, rule_of
 from nan_merge.methods.method import (
     Context,
     Dialect,
@@ -113,31 +114,35 @@ def drop(
         if density >= 1:
             continue
         draws = uniform(context.seed, model, context.tensor, context.start, vector.numel())
-        dropped = draws.view(vector.shape).to(vector.device) >= density
+        kept = draws.to(vector.device).view(vector.shape).lt_(density)
         if not options.rescale:
-            vector.masked_fill_(dropped, 0.0)
+            vector.mul_(kept)
         elif options.dialect == "mergekit":
-            drop_and_keep_sum(vector, dropped)
+            drop_and_keep_sum(vector, kept)
         else:
-            vector.masked_fill_(dropped, 0.0).div_(density)
+            vector.mul_(kept).div_(density)
     return vectors
 
 
-def drop_and_keep_sum(vector: Tensor, dropped: Tensor) -> None:
+def drop_and_keep_sum(vector: Tensor, kept: Tensor) -> None:
     """Set the dropped elements to zero and rescale the others to the same sum of magnitudes.
 
     Args:
         vector: A whole tensor's task vector, any shape S, float32; changed.
-        dropped: Shape S, bool.
+        kept: Shape S, float32, 1 for what is kept and 0 for what is dropped.
     """
-    before = float(vector.abs().double().sum())
-    vector.masked_fill_(dropped, 0.0)
-    after = float(vector.abs().double().sum())
+    before = float(vector.abs().sum(dtype=torch.float64))
+    vector.mul_(kept)
+    after = float(vector.abs().sum(dtype=torch.float64))
     if before >= SMALLEST_SUM and after >= SMALLEST_SUM:
         vector.mul_(before / after)
 
 
 def dare_row(options: DareLinearOptions | DareTiesOptions) -> dict[str, Any]:
     """The sum of magnitudes that mergekit keeps is over a whole tensor."""
-    whole = options.dialect == "mergekit" and options.rescale
-    return {"unit": "matrix"} if whole else {}
+    changes: dict[str, Any] = {}
+    if isinstance(options, DareTiesOptions):
+        changes |= row_of(rule_of(options, options.dialect, "sum"))
+    if options.dialect == "mergekit" and options.rescale:
+        changes["unit"] = "matrix"
+    return changes

@@ -25,7 +25,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from nan_merge.methods.consensus import ConsensusOptions, join, rule_of
+from nan_merge.methods.consensus import ConsensusOptions, join, row_of, rule_of
 from nan_merge.methods.dare import drop_and_keep_sum
 from nan_merge.methods.method import (
     Context,
@@ -34,6 +34,7 @@ from nan_merge.methods.method import (
     task_vectors,
     weighted_sum,
 )
+from nan_merge.methods.ranks import magnitude_ranks
 from nan_merge.random import uniform
 from nan_merge.schema import StrictModel
 
@@ -139,11 +140,11 @@ def drop_by_rank(
             rank_shares(vector, axis).mul_(2 * options.epsilon).add_(density - options.epsilon)
         )
         draws = uniform(context.seed, model, context.tensor, context.start, vector.numel())
-        dropped = draws.view(vector.shape).to(vector.device) >= chances
+        kept = torch.lt(draws.to(vector.device).view(vector.shape), chances).to(vector.dtype)
         if options.dialect == "mergekit":
-            drop_and_keep_sum(vector, dropped)
+            drop_and_keep_sum(vector, kept)
         else:
-            vector.masked_fill_(dropped, 0.0).div_(chances)
+            vector.mul_(kept).div_(chances)
     return vectors
 
 
@@ -154,14 +155,14 @@ def rank_shares(vector: Tensor, axis: int) -> Tensor:
     """
     if vector.dim() == 0 or vector.shape[axis] <= 1:
         return torch.full_like(vector, 0.5)
-    order = vector.abs().sort(dim=axis, stable=True).indices
-    steps = torch.arange(vector.shape[axis], device=vector.device, dtype=torch.float32)
-    along = [1] * vector.dim()
-    along[axis] = -1
-    ranks = torch.empty_like(vector).scatter_(axis, order, steps.view(along).expand_as(order))
-    return ranks.div_(vector.shape[axis] - 1)
+    return magnitude_ranks(vector, axis).div_(vector.shape[axis] - 1)
 
 
 def della_row(options: DellaOptions) -> dict[str, Any]:
     """The sum of magnitudes that mergekit keeps, and its axis, are of a whole tensor."""
-    return {"unit": "matrix"} if options.dialect == "mergekit" else {}
+    changes: dict[str, Any] = {}
+    if isinstance(options, DellaTiesOptions):
+        changes |= row_of(rule_of(options, options.dialect))
+    if options.dialect == "mergekit":
+        changes["unit"] = "matrix"
+    return changes

@@ -24,7 +24,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from nan_merge.methods.consensus import elected_signs, without_zeros
 from nan_merge.methods.method import Context, Share, task_vectors
+from nan_merge.methods.ranks import kth_smallest
 from nan_merge.schema import StrictModel
 
 MERGEKIT_FLOOR = 1e-6
@@ -68,18 +70,32 @@ def sce(
         assert context.norms is not None
         squares = [row[place] for place, row in enumerate(context.norms.task_vectors)]
     weights = model_weights(squares, coefficients, options, math.prod(context.shape))
-    votes = vectors[0].clone()
-    for vector in vectors[1:]:
-        votes.add_(vector)
-    elected = torch.where(votes >= 0, 1.0, -1.0)
-    update, divisor = torch.zeros_like(base), torch.zeros_like(base)
-    for vector, weight in zip(vectors, weights, strict=True):
-        agrees = vector.sign() == elected
-        update += vector * agrees * weight
-        divisor += agrees * weight
     floor = MERGEKIT_FLOOR if options.dialect == "mergekit" else 0.0
-    divisor = divisor.clamp_min_(floor)
-    return update.div_(torch.where(divisor == 0, 1.0, divisor)).add_(base)
+    return erase_and_average(vectors, weights, floor).add_(base)
+
+
+def erase_and_average(vectors: Sequence[Tensor], weights: Sequence[float], floor: float) -> Tensor:
+    """The weighted mean of what agrees with the sign of the sum, in place of the vectors.
+
+    Args:
+        vectors: T task vectors of shape S, float32.
+        weights: T numbers, not negative.
+        floor: The smallest sum of weights that is divided by.
+
+    Returns:
+        Shape S, float32.
+    """
+    votes = torch.zeros_like(vectors[0])
+    for vector in vectors:
+        votes += vector
+    elected = elected_signs(votes, tie=1.0)
+    update, divisor = torch.zeros_like(votes), torch.zeros_like(votes)
+    for vector, weight in zip(vectors, weights, strict=True):
+        agreeing = vector.mul_(elected).clamp_min_(0.0)
+        update += agreeing * weight
+        divisor += agreeing.sign_().mul_(weight)
+    update.mul_(elected)
+    return update.div_(without_zeros(divisor.clamp_min_(floor)))
 
 
 def select_by_variance(vectors: Sequence[Tensor], density: float) -> None:
@@ -97,9 +113,10 @@ def select_by_variance(vectors: Sequence[Tensor], density: float) -> None:
         for vector in vectors:
             vector.zero_()
         return
-    threshold = variance.kthvalue(variance.numel() - kept + 1).values
+    (threshold,) = kth_smallest(variance.view(1, -1), [variance.numel() - kept + 1])
+    selected = (variance >= threshold).to(variance.dtype).view(vectors[0].shape)
     for vector in vectors:
-        vector.masked_fill_((variance < threshold).view(vector.shape), 0.0)
+        vector.mul_(selected)
 
 
 def model_weights(

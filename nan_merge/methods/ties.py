@@ -9,8 +9,8 @@ How signs are elected and elements joined: `nan_merge.methods.consensus`. mergek
 changes nothing and has no counterpart.
 
 `coefficients`: any, NAN's included. They weigh votes and elements; with `disjoint: weighted_mean`
-(the default of `mergekit`) only their ratios count, so NAN's scale is cancelled and its allocation
-is left.
+(the default of `mergekit`) only their ratios count, so they are divided by their sum: NAN's
+allocation acts, its scale does not, and `lambda` here takes the place of `coefficients.lambda`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
+import torch.nn.functional as F
 from torch import Tensor
 
-from nan_merge.methods.consensus import ConsensusOptions, join, rule_of, vote
+from nan_merge.methods.consensus import ConsensusOptions, join, row_of, rule_of, vote
 from nan_merge.methods.method import Context, Dialect, PerModelShare, task_vectors
 
 
@@ -66,11 +68,21 @@ def ties(
 
 
 def trim(base: Tensor, finetuned: Sequence[Tensor], thresholds: Sequence[float]) -> list[Tensor]:
-    """Task vectors, each of shape S, with every element below its model's threshold set to zero."""
+    """Task vectors, each of shape S, with every element below its model's threshold set to zero.
+
+    Args:
+        base: Shape S, float32.
+        finetuned: T pieces of shape S, float32; overwritten.
+        thresholds: T magnitudes, each a float32 number; infinity keeps nothing.
+    """
     vectors = task_vectors(base, finetuned)
-    for vector, threshold in zip(vectors, thresholds, strict=True):
-        vector[vector.abs() < threshold] = 0.0
-    return vectors
+    return [
+        # `hardshrink` keeps what is above a number, and we what is not below: one step lower.
+        F.hardshrink(vector, float(np.nextafter(np.float32(threshold), np.float32(0))))
+        if threshold > 0
+        else vector
+        for vector, threshold in zip(vectors, thresholds, strict=True)
+    ]
 
 
 def kept_rank(dialect: Dialect, density: float, num_elements: int) -> int:
@@ -98,9 +110,10 @@ def kept_rank(dialect: Dialect, density: float, num_elements: int) -> int:
 
 def ties_row(options: TiesOptions) -> dict[str, Any]:
     """What the dialect changes of the method's row."""
+    changes = row_of(rule_of(options, options.dialect))
     if options.dialect in ("mergekit", "peft"):
-        return {"needs": ("tensor_threshold",)}
-    return {}
+        changes["needs"] = ("tensor_threshold",)
+    return changes
 
 
 def count_elected_signs(

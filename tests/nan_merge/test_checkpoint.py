@@ -130,4 +130,4 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
     plan = plan_merge(recipe(family["base"], family["math"]))
     with pytest.raises(OutputError, match=r"needs 2,400,\d+ bytes, 10 are free"):
-        check_disk(plan, tmp_path / "not" / "there")
+        check_disk([(plan, tmp_path / "not" / "there")])

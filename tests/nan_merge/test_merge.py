@@ -123,11 +123,12 @@ def test_inputs_are_known_by_what_was_read_of_them(
 ):
     merge_checkpoint(recipe(family, **RECIPES["average"]), tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "merge_manifest.json").read_text())
+    told = {entry["name"]: entry["fingerprint"] for entry in manifest["fingerprints"]}
     for name, path in {**family, "out": str(tmp_path / "out")}.items():
         opened = open_checkpoint(path)
         remembered = remembered_fingerprint(opened)
         assert remembered is not None
-        assert remembered == manifest["fingerprints"].get(name, remembered)
+        assert remembered == told.get(name, remembered)
         monkeypatch.setenv("NAN_MERGE_CACHE", str(tmp_path / f"empty-{name}"))
         assert fingerprint(opened) == remembered
         monkeypatch.setenv("NAN_MERGE_CACHE", str(tmp_path / "cache"))

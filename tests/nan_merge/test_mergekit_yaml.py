@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from nan_merge.coefficients import compute_coefficients
-from nan_merge.errors import ConfigError
 from nan_merge.mergekit_parameters import METHODS_OF_MERGEKIT, glob_of
 from nan_merge.mergekit_yaml import is_mergekit, translate
 from nan_merge.methods import METHODS
@@ -61,12 +60,6 @@ out_dtype: bfloat16
 
 def translated(text: str) -> dict:
     return translate(parse_document(text, "merge.yml")).value
-
-
-def problems(text: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        translated(text)
-    return str(caught.value).splitlines()
 
 
 @pytest.fixture
@@ -218,9 +211,6 @@ parameters: {weight: 0.3, density: 0.5}
 
 def test_a_base_that_an_average_names_without_listing_is_merged_too():
     text = "models: [{model: a}]\nmerge_method: linear\nbase_model: c\n"
-    assert problems(text + "parameters: {normalize: true}\n")[1:] == [
-        "merge.yml:3:1: base_model: is merged too, so list it with its weight; or remove the key"
-    ]
     recipe = translated(text + "parameters: {weight: 1.0}\n")
     assert [model["path"] for model in recipe["models"]] == ["a", "c"]
 
@@ -264,84 +254,6 @@ def test_a_tokenizer_is_named_unless_it_is_the_bases(text, expected):
 )
 def test_a_filter_fits_names_that_contain_it(text, expected):
     assert glob_of(text) == expected
-
-
-ARITHMETIC = "merge_method: task_arithmetic\nbase_model: b\n"
-MODEL = "models: [{model: a, parameters: {weight: 1}}]\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (
-            ARITHMETIC + "models: [{model: a, parameters: {weight: 1, densitty: 0.5}}]\n",
-            "3:45: models.0.parameters.densitty: unknown key, expected one of",
-        ),
-        (
-            ARITHMETIC + MODEL + "paramters: {}\n",
-            "4:1: paramters: unknown key, expected one of",
-        ),
-        (ARITHMETIC + "models: [{model: a}]\n", "3:10: models.0: lacks a `weight`; add"),
-        (MODEL + "merge_method: ties\n", "2:1: merge_method: this method needs a `base_model`"),
-        (
-            MODEL + "merge_method: karcher\n",
-            "2:1: merge_method: 'karcher' is not supported; the methods are linear, slerp,",
-        ),
-        (
-            ARITHMETIC + MODEL + "chat_template: chatml\n",
-            "4:1: chat_template: is not supported: the result takes over",
-        ),
-        (
-            ARITHMETIC + MODEL + "tokenizer: {source: union, pad_to_multiple_of: 64}\n",
-            "4:28: tokenizer.pad_to_multiple_of: is not supported",
-        ),
-        (
-            ARITHMETIC + "models: [{model: a, parameters: {weight: 1, lambda: 2}}]\n",
-            "3:45: models.0.parameters.lambda: is not read under a model; move it to `parameters`",
-        ),
-        (
-            "merge_method: ties\nbase_model: b\nmodels:\n- model: a\n  parameters:\n"
-            "    weight: 1\n    density: [1, 0.1]\n",
-            "7:5: models.0.parameters.density: gradients and filters are taken for weight, t and",
-        ),
-        (
-            "merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0, 24]}]\n"
-            "- sources: [{model: b, layer_range: [20, 40]}]\n",
-            "2:1: slices: taking part of a model's layers, or stacking layers, is not supported",
-        ),
-        (
-            ARITHMETIC + "parameters: {weight: 1}\n"
-            "slices:\n- sources:\n  - {model: a, layer_range: [8, 24]}\n",
-            "6:16: slices.0.sources.0.layer_range: taking part of a model's layers",
-        ),
-        (
-            MODEL + "merge_method: linear\nmodules: {text: {}}\n",
-            "3:1: modules: models of several modules are not supported",
-        ),
-        (
-            LINEAR + "parameters: {normalize: false}\n",
-            "10:14: parameters.normalize: false is supported only for plain weights",
-        ),
-        (
-            "merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b}]\n"
-            "parameters:\n  t: [{filter: mlp, value: 0.5}]\n",
-            "5:3: parameters.t: tensors that no filter fits have no `t`; add a last rule",
-        ),
-        (
-            ARITHMETIC + "models: [{model: a, parameters: {weight: much}}]\n",
-            "3:34: models.0.parameters.weight: found 'much', expected a number, a list of numbers",
-        ),
-    ],
-)
-def test_what_is_not_supported_is_named_with_its_line(text, expected):
-    (line,) = problems(text)
-    assert line.startswith(f"merge.yml:{expected}")
-
-
-def test_a_value_out_of_range_is_reported_at_its_place_in_the_mergekit_file(load):
-    text = ARITHMETIC.replace("task_arithmetic", "ties") + MODEL
-    with pytest.raises(ConfigError, match=r"merge\.yml:4:14: method\.density: found 1\.5"):
-        load(text + "parameters: {density: 1.5}\n")
 
 
 def test_overrides_are_in_the_words_of_recipes(load):

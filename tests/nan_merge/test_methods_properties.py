@@ -87,6 +87,21 @@ def test_any_split_gives_the_same_bytes(case: Case, data: st.DataObject):
 
 
 @cases
+def test_blocks_of_any_size_give_the_same_bytes(case: Case):
+    name, options = case
+    unit = METHODS[name].for_options(options_of(name, **options)).unit
+    base, tuned = draw((300, 701), num_models(name, 3))
+    weights = coefficients_of(name, len(tuned))
+    whole = merge_whole(options_of(name, **options), base, tuned, weights)
+    sizes = (1 << 16, 99_991) if unit == "element" else (64, 7)
+    total = base.numel() if unit == "element" else len(base)
+    for size in sizes:
+        cuts = range(size, total, size)
+        pieces = merge_whole(options_of(name, **options), base, tuned, weights, cuts=cuts)
+        assert whole.numpy().tobytes() == pieces.numpy().tobytes()
+
+
+@cases
 def test_one_model_with_coefficient_one_gives_that_model_back(case: Case):
     name, options = case[0], all_kept(case)
     base, (tuned,) = draw((6, 20), 1)

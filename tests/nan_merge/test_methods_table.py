@@ -56,3 +56,22 @@ def test_options_change_pieces_and_statistics(
 def test_what_a_method_does_not_know_is_refused(name: str, options: dict[str, Any]):
     with pytest.raises(ValidationError):
         options_of(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "cancels"),
+    [
+        ("ties", {}, False),
+        ("ties", {"dialect": "mergekit"}, True),
+        ("ties", {"dialect": "mergekit", "disjoint": "sum"}, False),
+        ("dare_ties", {"dialect": "mergekit"}, False),
+        ("dare_ties", {"disjoint": "weighted_mean"}, True),
+        ("della_ties", {"dialect": "mergekit"}, True),
+        ("breadcrumbs_ties", {"dialect": "mergekit"}, False),
+    ],
+)
+def test_a_weighted_mean_cancels_the_coefficients_scale(
+    name: str, options: dict[str, Any], cancels: bool
+):
+    row = METHODS[name].for_options(options_of(name, **options))
+    assert row.weights_sum_to_one == cancels

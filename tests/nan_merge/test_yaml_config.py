@@ -157,7 +157,8 @@ def test_scalars_are_those_of_yaml_1_2(load, text, field, value):
             ],
         ),
         (
-            "base: ./b\nmethod: ties\nmodels:\n- ./m\n- path: ./a\n  weight:\n  - {filtr: a, value: 1}\n",
+            "base: ./b\nmethod: ties\nmodels:\n- ./m\n- path: ./a\n"
+            "  weight:\n  - {filtr: a, value: 1}\n",
             [
                 "r.yaml:7:6: models.1.weight.0.filtr: unknown key, expected one of filter, value; "
                 "did you mean 'filter'?"
