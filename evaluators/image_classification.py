@@ -6,17 +6,22 @@ come from the frozen text tower of the pretrained model and are shared by every 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from evaluators.backends.clip import ImageTower, classify, zero_shot_head
-from evaluators.backends.clip_checkpoints import load_clip, load_image_tower
+from evaluators.backends.clip_checkpoints import load_clip, load_image_tower, save_tensors
 from evaluators.image_sets import load_image_set
 from evaluators.predictions import Prediction, write_predictions
 from evaluators.scores import Score, score_accuracy
-from nan_merge.publish import explain_write_errors
+
+
+def own_cluster(sample_id: str) -> str:
+    """The cluster of a sample that shares its source with no other sample."""
+    return sample_id
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,14 @@ class ImageBenchmark:
         data_path: The image set's ``.npz`` file.
         digest: The image set's digest.
         heads_path: File of heads, as `write_heads` makes it.
+        cluster_of: Names the source of a sample by its id; see `Prediction.cluster_id`.
     """
 
     name: str
     data_path: str
     digest: str
     heads_path: str
+    cluster_of: Callable[[str], str] = own_cluster
 
 
 @dataclass(frozen=True)
@@ -60,18 +67,16 @@ def write_heads(clip_folder: str, image_sets: dict[str, str], output: str) -> No
         clip_folder: The whole pretrained CLIP.
         image_sets: Name -> ``.npz`` file.
         output: safetensors file to write: name -> float32 (num_classes, embed_dim).
+
+    Raises:
+        OutputError: If the disk is full or not writable.
     """
     clip = load_clip(Path(clip_folder))
     heads = {}
     for name, data_path in image_sets.items():
         image_set = load_image_set(Path(data_path))
         heads[name] = zero_shot_head(clip, image_set.class_names, image_set.templates)
-    path = Path(output)
-    with explain_write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file(heads, partial)
-        partial.replace(path)
+    save_tensors(heads, Path(output))
 
 
 def open_image_tower(folder: str) -> ImageTower:
@@ -90,7 +95,7 @@ def score_image_tower(tower: ImageTower, scoring: ImageScoring) -> Score:
     predictions = [
         Prediction(
             sample_id=sample_id,
-            cluster_id=sample_id,
+            cluster_id=scoring.benchmark.cluster_of(sample_id),
             target=image_set.class_names[label],
             answer=image_set.class_names[answer],
             log_probability=round(float(row[answer]), 6),

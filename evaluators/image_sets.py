@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -113,11 +112,6 @@ def load_image_set(path: Path) -> ImageSet:
     if image_set.digest() != expected:
         raise DataError(f"{path} does not match its own digest. Delete it to build it again.")
     return image_set
-
-
-def fingerprint(image_sets: Sequence[ImageSet]) -> str:
-    """Hash several sets, in order, into one sha256 in hexadecimal."""
-    return hashlib.sha256("".join(each.digest() for each in image_sets).encode()).hexdigest()
 
 
 def _header(image_set: ImageSet) -> str:

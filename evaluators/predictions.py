@@ -17,8 +17,8 @@ class Prediction:
 
     Attributes:
         sample_id: Stable, unique within the benchmark.
-        cluster_id: Samples that share a source (an image, a problem) share it; errors are
-            computed over clusters.
+        cluster_id: Samples that share a source (a font, a part of a picture, a problem) share
+            it, across benchmarks too; errors are computed over clusters.
         target: The right answer.
         answer: The model's answer.
         log_probability: Of the answer, natural logarithm.
@@ -59,7 +59,8 @@ def read_predictions(path: Path) -> list[Prediction]:
         DataError: If the file is missing, cut short or edited into nonsense.
     """
     try:
-        first, *lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: JSON leaves U+2028 and its like in strings as they are.
+        first, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         predictions = [Prediction(**json.loads(line)) for line in lines]
         if len(predictions) != json.loads(first)["num_samples"]:
             raise ValueError("lines are missing")

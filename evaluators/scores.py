@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluators.predictions import Prediction
@@ -15,10 +15,10 @@ class Score:
     """One number about one model on one benchmark.
 
     Attributes:
-        benchmark: Its name.
+        benchmark: Its name; "average" for a mean over benchmarks.
         metric: What was counted, e.g. "top1".
-        value: In [0, 1].
-        standard_error: Of the value, over clusters of samples, same unit.
+        value: In [0, 1]; in [-1, 1] for a difference.
+        standard_error: Of the value, over clusters of samples, same unit; nan for one cluster.
         num_samples: Samples scored.
     """
 
@@ -41,16 +41,79 @@ def score_accuracy(
     Raises:
         ValueError: If there are no predictions.
     """
-    if not predictions:
-        raise ValueError(f"{benchmark}: there are no predictions to score")
-    num_samples = len(predictions)
-    value = sum(prediction.is_correct for prediction in predictions) / num_samples
+    return _mean_score(benchmark, metric, {benchmark: _outcomes(predictions)})
+
+
+def score_average(
+    predictions: Mapping[str, Sequence[Prediction]], metric: str = "top1"
+) -> Score:
+    """Unweighted mean over benchmarks of the share of right answers, and its standard error.
+
+    Benchmarks may share clusters, so their errors do not just add up. For k benchmarks b of n_b
+    samples and G clusters g in all, the error is
+    sqrt(G / (G - 1) * sum_g (sum_b 1 / (k n_b) * sum_{i in g, b} r_i)^2).
+
+    Args:
+        predictions: Benchmark -> its predictions.
+        metric: Name of what is counted.
+
+    Raises:
+        ValueError: If there is no benchmark, or one has no predictions.
+    """
+    outcomes = {name: _outcomes(answers) for name, answers in predictions.items()}
+    return _mean_score("average", metric, outcomes)
+
+
+def score_difference(
+    predictions: Mapping[str, Sequence[Prediction]],
+    baseline: Mapping[str, Sequence[Prediction]],
+    metric: str = "top1",
+) -> Score:
+    """One model's average minus another's, paired by sample, and its standard error.
+
+    The formula is that of `score_average` with differences of outcomes (-1, 0 or 1) for outcomes:
+    what is easy or hard for both models cancels.
+
+    Raises:
+        ValueError: If the models did not answer the same samples, or none.
+    """
+    if predictions.keys() != baseline.keys():
+        raise ValueError(f"benchmarks differ: {sorted(predictions)} and {sorted(baseline)}")
+    outcomes: dict[str, list[tuple[str, float]]] = {}
+    for name, answers in predictions.items():
+        others = {answer.sample_id: answer for answer in baseline[name]}
+        if {answer.sample_id for answer in answers} != others.keys():
+            raise ValueError(f"{name}: the two models did not answer the same samples")
+        outcomes[name] = [
+            (each.cluster_id, float(each.is_correct) - float(others[each.sample_id].is_correct))
+            for each in answers
+        ]
+    return _mean_score("average", f"{metric} difference", outcomes)
+
+
+def _outcomes(predictions: Sequence[Prediction]) -> list[tuple[str, float]]:
+    return [(each.cluster_id, float(each.is_correct)) for each in predictions]
+
+
+def _mean_score(
+    name: str, metric: str, outcomes: Mapping[str, Sequence[tuple[str, float]]]
+) -> Score:
+    """Mean over benchmarks of (cluster, outcome) means, with the error of `score_average`."""
+    empty = [benchmark for benchmark, found in outcomes.items() if not found]
+    if empty or not outcomes:
+        raise ValueError(f"{', '.join(empty) or name}: there are no predictions to score")
+    means: list[float] = []
     residuals: dict[str, float] = defaultdict(float)
-    for prediction in predictions:
-        residuals[prediction.cluster_id] += prediction.is_correct - value
+    for found in outcomes.values():
+        mean = math.fsum(outcome for _, outcome in found) / len(found)
+        means.append(mean)
+        for cluster, outcome in found:
+            residuals[cluster] += (outcome - mean) / (len(outcomes) * len(found))
+    value = math.fsum(means) / len(means)
+    num_samples = sum(map(len, outcomes.values()))
     num_clusters = len(residuals)
     if num_clusters < 2:
-        return Score(benchmark, metric, value, math.nan, num_samples)
+        return Score(name, metric, value, math.nan, num_samples)
     square = math.fsum(residual**2 for residual in residuals.values())
-    error = math.sqrt(square * num_clusters / (num_clusters - 1)) / num_samples
-    return Score(benchmark, metric, value, error, num_samples)
+    error = math.sqrt(square * num_clusters / (num_clusters - 1))
+    return Score(name, metric, value, error, num_samples)

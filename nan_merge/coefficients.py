@@ -78,7 +78,9 @@ def compute_coefficients(
         alpha = {name: alpha[scope_key(spec.scope, name)] for name in tensor_names}
         used = {name: used[scope_key(spec.scope, name)] for name in tensor_names} if used else {}
     shares = _times_weights(recipe, scope, tensor_names, alpha)
-    scale = _scale(recipe, shares, _summed(scope, selected, norms), num_merged)
+    # The scale is about the whole update, whichever tensors the shares were made from.
+    whole = _summed(scope, list(tensor_names) if norms else [], norms)
+    scale = _scale(recipe, shares, whole, num_merged)
     if _sums_to_one(recipe):
         shares = {key: _normalised(row, key) for key, row in shares.items()}
     factor = spec.lambda_ * scale
@@ -156,8 +158,8 @@ def _spread_evenly(
     spec = recipe.coefficients.model_copy(update={"source": "nan"})
     as_nan = recipe.model_copy(update={"coefficients": spec})
     table = compute_coefficients(as_nan, tensor_names, norms)
-    num_models = len(table.models)
-    alpha = dict.fromkeys(table.alpha, (1.0 / num_models,) * num_models)
+    merged = [any(column) for column in zip(*table.alpha.values(), strict=True)]
+    alpha = dict.fromkeys(table.alpha, tuple(float(here) / sum(merged) for here in merged))
     weights = _times_weights(recipe, table.scope, tensor_names, alpha)
     coefficients = {
         key: _rounded(math.fsum(row), _normalised(weights[key], key)) if any(row) else row

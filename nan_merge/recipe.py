@@ -69,6 +69,10 @@ class ModelReference(StrictModel):
         return weight
 
 
+# Fields of `CoefficientSpec` that say how norms become shares.
+NORM_KNOBS = ("target", "scope", "include", "exclude", "power", "zero_norm")
+
+
 class CoefficientSpec(StrictModel):
     """Where the coefficients come from: `c_i = lambda * scale * alpha_i * weight_i`."""
 
@@ -103,6 +107,13 @@ class CoefficientSpec(StrictModel):
     def _values_belong_to_fixed(self) -> CoefficientSpec:
         if (self.source == "fixed") != (self.values is not None):
             raise ValueError("`values` goes with `source: fixed`, and only with it")
+        fields = CoefficientSpec.model_fields
+        idle = [f"`{name}`" for name in NORM_KNOBS if getattr(self, name) != fields[name].default]
+        if self.source in ("uniform", "fixed") and idle:
+            raise ValueError(
+                f"{', '.join(idle)} would do nothing: `source: {self.source}` takes no norms. "
+                "Set `source: nan`, or remove them"
+            )
         fixed_target = SHARES[self.source].target if self.source in SHARES else None
         if fixed_target and "target" in self.model_fields_set and self.target != fixed_target:
             raise ValueError(f"`source: {self.source}` is about `target: {fixed_target}` alone")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -53,6 +54,13 @@ class RowMappedTensor(TensorInfo):
     def stored_dtype(self) -> torch.dtype:
         """Type that the model keeps it in, and so its type in a result that names none."""
         return self.own.stored_dtype
+
+    @cached_property
+    def map_digest(self) -> str:
+        """SHA-256 of where every row comes from, for keys under which its content is remembered."""
+        runs = [(run.first, run.count, run.origins) for run in self.runs]
+        places = [(source.name, source.path, source.offset) for source in self.sources]
+        return hashlib.sha256(repr((runs, places)).encode()).hexdigest()
 
     @cached_property
     def _firsts(self) -> list[int]:

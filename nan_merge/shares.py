@@ -123,7 +123,8 @@ def norm_scale(shares: Mapping[str, Sequence[float]], norms: Mapping[str, Tensor
     """The factor at which the merged update is as long as the mean task vector.
 
     `mean_i ||tau_i|| / ||sum_i a_i tau_i||`, from inner products alone; no data is needed. It is
-    the length of the plain weighted sum, also for methods that trim or drop elements.
+    the length of the plain weighted sum, also for methods that trim or drop elements. The mean is
+    over the models that have a share.
 
     Args:
         shares: Key -> T factors a_i before scaling, weights included.
@@ -133,7 +134,11 @@ def norm_scale(shares: Mapping[str, Sequence[float]], norms: Mapping[str, Tensor
         CoefficientError: If the weighted task vectors cancel or are all zero.
     """
     whole = sum_norms(list(norms.values()))
-    lengths = [math.sqrt(row[place]) for place, row in enumerate(whole.task_vectors)]
+    lengths = [
+        math.sqrt(row[place])
+        for place, row in enumerate(whole.task_vectors)
+        if any(row_of_shares[place] for row_of_shares in shares.values())
+    ]
     square = math.fsum(
         shares[key][i] * shares[key][j] * product
         for key, each in norms.items()

@@ -245,4 +245,6 @@ def _with_rows(
                 )
             origins.append(places[:1] if places[0][0] < num_first else places)
         tensors[name] = map_rows(own, [names[one][name] for one in having], origins)
-    return replace(everyone[place], tensors=tensors)
+    # All that decides its numbers: rows may come from any of them.
+    files = dict.fromkeys(file for one in order for file in everyone[one].files)
+    return replace(everyone[place], tensors=tensors, files=tuple(files))

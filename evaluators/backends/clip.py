@@ -72,7 +72,7 @@ def build_clip(model: str | Path, *, seed: int) -> Clip:
         MissingExtraError: If open_clip is not installed.
     """
     open_clip = import_open_clip()
-    path = Path(model) if str(model).endswith(".json") else CONFIG_FOLDER / f"{model}.json"
+    path = model_config_path(model)
     known = open_clip.list_models()
     if path.is_file():
         name, config = path.stem, json.loads(path.read_text(encoding="utf-8"))
@@ -84,6 +84,11 @@ def build_clip(model: str | Path, *, seed: int) -> Clip:
         raise ConfigError(f"There is no file {path} and open_clip has no model {str(model)!r}.")
     preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
     return new_clip(name, config, preprocess, seed=seed)
+
+
+def model_config_path(model: str | Path) -> Path:
+    """Where ``build_clip`` looks for a model's config; open_clip's own models have no file there."""
+    return Path(model) if str(model).endswith(".json") else CONFIG_FOLDER / f"{model}.json"
 
 
 def import_open_clip() -> Any:

@@ -15,15 +15,19 @@ A whole CLIP is kept in open_clip's own local layout, which
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from torch import Tensor, nn
 
 from evaluators.backends.clip import Clip, ImageTower, new_clip
 from nan_merge.errors import CheckpointError
+from nan_merge.publish import explain_write_errors, sync_path, write_text_atomically
 
 MODEL_TYPE = "open_clip_image_tower"
 CLIP_CONFIG, CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -34,16 +38,17 @@ NO_TEXT = {"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers
 
 
 def save_clip(clip: Clip, folder: Path) -> None:
-    """Write a whole CLIP in open_clip's local layout into ``folder``, made if missing."""
-    from safetensors.torch import save_file
+    """Write a whole CLIP in open_clip's local layout into ``folder``, made if missing.
 
-    folder.mkdir(parents=True, exist_ok=True)
+    Raises:
+        OutputError: If the disk is full or not writable.
+    """
     tower = clip.tower
     preprocess = {"mean": list(tower.mean), "std": list(tower.std)}
     config = {"model_name": tower.name, "model_cfg": tower.model_config}
     _write_json(folder / CLIP_CONFIG, {**config, "preprocess_cfg": preprocess})
     tensors = {name: each.contiguous() for name, each in clip.model.state_dict().items()}
-    save_file(tensors, folder / CLIP_WEIGHTS, metadata={"format": "pt"})
+    save_tensors(tensors, folder / CLIP_WEIGHTS, {"format": "pt"})
 
 
 def load_clip(folder: Path) -> Clip:
@@ -62,10 +67,11 @@ def load_clip(folder: Path) -> Clip:
 
 
 def save_image_tower(tower: ImageTower, folder: Path) -> None:
-    """Write the checkpoint folder described above into ``folder``, made if missing."""
-    from safetensors.torch import save_file
+    """Write the checkpoint folder described above into ``folder``, made if missing.
 
-    folder.mkdir(parents=True, exist_ok=True)
+    Raises:
+        OutputError: If the disk is full or not writable.
+    """
     config = {
         "architectures": ["OpenClipImageTower"],
         "model_type": MODEL_TYPE,
@@ -78,7 +84,7 @@ def save_image_tower(tower: ImageTower, folder: Path) -> None:
         f"visual.{name}": each.float().contiguous()
         for name, each in tower.visual.state_dict().items()
     }
-    save_file(tensors, folder / TOWER_WEIGHTS, metadata={"format": "pt"})
+    save_tensors(tensors, folder / TOWER_WEIGHTS, {"format": "pt"})
 
 
 def load_image_tower(folder: Path) -> ImageTower:
@@ -105,6 +111,34 @@ def load_image_tower(folder: Path) -> ImageTower:
         files = [folder / file for file in sorted(set(weight_map.values()))]
     _load_strictly(nn.ModuleDict({"visual": clip.tower.visual}), _read_tensors(files), folder)
     return replace(clip.tower, model_config=config["open_clip"])
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file; a reader sees the old file or the new, never a part.
+
+    Raises:
+        OutputError: If the disk is full or not writable.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.parent / f".{path.name}.{uuid4().hex}.partial"
+        try:
+            save_file(dict(tensors), partial, metadata=dict(metadata) if metadata else None)
+            sync_path(partial)
+            partial.replace(path)
+        except SafetensorError as error:
+            # safetensors keeps the system's error only as text: "... (os error 28)".
+            code = re.search(r"\(os error (\d+)\)", str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _load_strictly(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
@@ -146,4 +180,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text_atomically(path, json.dumps(content, indent=2) + "\n")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import string
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,11 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class QuickstartTask:
-    """One row of the table below; ``num_train`` and ``num_test`` count images."""
+    """One row of the table below.
+
+    ``num_train`` and ``num_test`` count images; ``cluster`` names the source of a sample by the
+    sources at the end of its id, alike for all tasks that draw from it.
+    """
 
     name: str
     source: str
@@ -36,8 +40,26 @@ class QuickstartTask:
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
     build: Callable[[str, np.random.Generator], LabelledImages]
+    cluster: Callable[[Sequence[str]], str]
     num_train: int = 3000
     num_test: int = 500
+
+
+def _digits_scan(sources: Sequence[str]) -> str:
+    return f"digits {sources[0]}"
+
+
+def _mnist_scan(sources: Sequence[str]) -> str:
+    return f"mnist {sources[0]}"
+
+
+def _font(sources: Sequence[str]) -> str:
+    return f"font {sources[0]}"
+
+
+def _picture_cell(sources: Sequence[str]) -> str:
+    # The last: street names its scan first, which is no source of anything else in street.
+    return sources[-1]
 
 
 QUICKSTART_TASKS: dict[str, QuickstartTask] = {
@@ -50,6 +72,7 @@ QUICKSTART_TASKS: dict[str, QuickstartTask] = {
             class_names=DIGIT_NAMES,
             templates=("a tiny scan of the digit {}.", "the coarse digit {}."),
             build=build_digits,
+            cluster=_digits_scan,
             num_train=1297,
         ),
         QuickstartTask(
@@ -59,6 +82,7 @@ QUICKSTART_TASKS: dict[str, QuickstartTask] = {
             class_names=DIGIT_NAMES,
             templates=("a handwritten number {}.", "handwriting of the number {}."),
             build=build_mnist,
+            cluster=_mnist_scan,
         ),
         QuickstartTask(
             name="street",
@@ -67,6 +91,7 @@ QUICKSTART_TASKS: dict[str, QuickstartTask] = {
             class_names=DIGIT_NAMES,
             templates=("a street sign with number {}.", "a house number {}."),
             build=build_street,
+            cluster=_picture_cell,
         ),
         QuickstartTask(
             name="letters",
@@ -75,6 +100,7 @@ QUICKSTART_TASKS: dict[str, QuickstartTask] = {
             class_names=tuple(string.ascii_uppercase),
             templates=("the capital letter {}.", "a printed letter {}."),
             build=build_letters,
+            cluster=_font,
         ),
         QuickstartTask(
             name="style",
@@ -83,6 +109,7 @@ QUICKSTART_TASKS: dict[str, QuickstartTask] = {
             class_names=STYLES,
             templates=("text in {} type.", "words set in {}."),
             build=build_style,
+            cluster=_font,
         ),
         QuickstartTask(
             name="texture",
@@ -91,6 +118,7 @@ QUICKSTART_TASKS: dict[str, QuickstartTask] = {
             class_names=tuple(TEXTURES),
             templates=("a texture of {}.", "the surface of {}."),
             build=build_texture,
+            cluster=_picture_cell,
         ),
         QuickstartTask(
             name="photo",
@@ -99,6 +127,7 @@ QUICKSTART_TASKS: dict[str, QuickstartTask] = {
             class_names=tuple(PHOTOS),
             templates=("part of a photo of {}.", "a colour photo of {}."),
             build=build_photo,
+            cluster=_picture_cell,
         ),
     )
 }
@@ -133,6 +162,17 @@ def load_quickstart_task(name: str, split: str, *, seed: int, cache: Path) -> Im
     image_set = _build(QUICKSTART_TASKS[name], split, seed)
     save_image_set(image_set, path)
     return image_set
+
+
+def sample_cluster(sample_id: str) -> str:
+    """Name the source that a sample shares with others: a font, a cell of a picture, or a scan.
+
+    Samples of different tasks may share one: letters and style their fonts, street and photo their
+    cells. A street image also has a scan of mnist in it, but a sample has one cluster only, and
+    few cells make more of it than many scans.
+    """
+    task, _, _, *sources = sample_id.split("/")
+    return QUICKSTART_TASKS[task].cluster(sources)
 
 
 def image_set_path(name: str, split: str, seed: int, cache: Path) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch.nn import functional
 
 from evaluators.backends.clip import (
@@ -29,20 +29,26 @@ from evaluators.training.batches import (
 )
 from nan_merge.errors import EvaluationError
 from nan_merge.publish import publish_folder
+from nan_merge.schema import StrictModel
 
 
-class FinetuneRecipe(BaseModel):
+class FinetuneRecipe(StrictModel):
     """How a fine-tune is trained: gently, so that task vectors stay short enough to add up."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     steps: int = Field(default=120, gt=0)
+    """Optimiser steps."""
     batch_size: int = Field(default=96, gt=0)
+    """Images in a step."""
     learning_rate: float = Field(default=6e-5, gt=0)
+    """Of AdamW at its peak; it rises linearly, then decays as a cosine to 0."""
     weight_decay: float = Field(default=0.1, ge=0)
+    """Of AdamW: share of a weight lost in a step, per unit of learning rate."""
     warmup_steps: int = Field(default=10, ge=0)
+    """Steps over which the learning rate rises linearly from 0."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Longer gradients are shortened to this Euclidean norm."""
     largest_shift: int = Field(default=2, ge=0)
+    """Random shift in each direction, in pixels."""
 
 
 def finetune_image_tower(

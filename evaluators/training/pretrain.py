@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
@@ -35,26 +35,35 @@ from evaluators.training.batches import (
 )
 from evaluators.training.text_tower import TextRecipe, train_text_tower
 from nan_merge.publish import publish_folder
+from nan_merge.schema import StrictModel
 
 QUICKSTART_MODEL = "nan-merge-mini"
 LARGEST_LOGIT_SCALE = 4.6052  # ln 100, where CLIP clips it too
 
 
-class PretrainRecipe(BaseModel):
-    """How the image tower is pretrained: shifts in pixels, the rest on normalised pixels."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class PretrainRecipe(StrictModel):
+    """How the image tower is pretrained: on shifted and corrupted images of all tasks."""
 
     steps: int = Field(default=800, gt=0)
+    """Optimiser steps."""
     images_per_task: int = Field(default=20, gt=0)
+    """Images of each task in a step."""
     learning_rate: float = Field(default=1e-3, gt=0)
+    """Of AdamW, after the warm-up; it does not decay."""
     weight_decay: float = Field(default=0.05, ge=0)
+    """Of AdamW: share of a weight lost in a step, per unit of learning rate."""
     warmup_steps: int = Field(default=20, ge=0)
+    """Steps over which the learning rate rises linearly from 0."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Longer gradients are shortened to this Euclidean norm."""
     largest_shift: int = Field(default=2, ge=0)
+    """Random shift in each direction, in pixels."""
     lowest_contrast: float = Field(default=0.3, gt=0, le=1)
+    """Each image is multiplied by a random factor between this and 1."""
     channel_offset_std: float = Field(default=0.5, ge=0)
+    """Standard deviation of a random offset of each colour, in normalised pixels."""
     largest_noise_std: float = Field(default=0.6, ge=0)
+    """Each image gets white noise of a standard deviation up to this, in normalised pixels."""
 
 
 def pretrain_clip(

@@ -10,24 +10,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
 from evaluators.backends.clip import Clip
 from evaluators.image_sets import ImageSet
 from evaluators.training.batches import adamw, take_step
+from nan_merge.schema import StrictModel
 
 
-class TextRecipe(BaseModel):
+class TextRecipe(StrictModel):
     """How the text tower is trained; every step sees all prompts of all tasks."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     steps: int = Field(default=80, gt=0)
+    """Optimiser steps; each sees every prompt."""
     learning_rate: float = Field(default=3e-3, gt=0)
+    """Of AdamW; constant."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Of AdamW: share of a weight lost in a step, per unit of learning rate."""
     similarity_scale: float = Field(default=14.0, gt=0)
+    """Inverse temperature of the contrast between prompts, on cosines."""
 
 
 def train_text_tower(

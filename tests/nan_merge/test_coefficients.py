@@ -194,8 +194,8 @@ def test_shares_of_the_model_are_weighed_tensor_by_tensor():
 def test_norm_scale_measures_the_update_that_the_weights_make():
     spec = weighted([{"filter": "layers.0.*", "value": 4.0}], 0.0, source="uniform", scale="norm")
     table = compute_coefficients(spec, NAMES, NORMS)
-    # Only 4 tau_0 is left, and tau_0 has norm 1; it must become as long as the mean, (1 + 3) / 2.
-    assert table.for_tensor("layers.0.w") == pytest.approx((2.0, 0.0), rel=1e-6)
+    # Only 4 tau_0 is left; it must become as long as the mean of what takes part, tau_0 itself.
+    assert table.for_tensor("layers.0.w") == pytest.approx((1.0, 0.0), rel=1e-6)
 
 
 def test_an_average_divides_by_the_weights_of_each_tensor():
@@ -259,3 +259,23 @@ def test_models_of_another_depth_are_refused():
     spec = recipe().model_copy(update={"num_layers": 4})
     with pytest.raises(IncompatibleError, match=r"4 layers .* these have 2"):
         compute_coefficients(spec, NAMES, {})
+
+
+@pytest.mark.parametrize("source", ["uniform", "fixed"])
+@pytest.mark.parametrize("knob", [{"target": "task_vector"}, {"power": 2.0}, {"scope": "layer"}])
+def test_a_knob_that_would_do_nothing_is_refused(source: str, knob: dict[str, object]):
+    values = {"values": [0.5, 0.5]} if source == "fixed" else {}
+    with pytest.raises(ValueError, match="would do nothing"):
+        recipe(source=source, **values, **knob)
+
+
+def test_an_excluded_model_does_not_lower_the_norm_scale():
+    alone = norms(((1.0, 1.0), ((4.0, 0.0), (0.0, 4.0))))
+    joined = norms(((1.0, 1.0, 1.0), ((4.0, 0.0, 0.0), (0.0, 4.0, 0.0), (0.0, 0.0, 0.0))))
+    spec = {"source": "nan", "target": "task_vector", "scale": "norm", "zero_norm": "exclude"}
+    two = compute_coefficients(recipe(**spec), list(alone), alone)
+    three = compute_coefficients(recipe(num_models=3, **spec), list(joined), joined)
+    assert three.coefficients[WHOLE_MODEL] == (*two.coefficients[WHOLE_MODEL], 0.0)
+    spec["source"] = "matched"
+    matched = compute_coefficients(recipe(num_models=3, **spec), list(joined), joined)
+    assert matched.coefficients[WHOLE_MODEL] == three.coefficients[WHOLE_MODEL]

@@ -92,6 +92,15 @@ def test_names_with_the_adapters_name_in_them(base: Checkpoint, write_adapter: W
     assert_is_base_plus(adapted, base, "h.0.linear.weight", 3 * b.double() @ a.double())
 
 
+def test_a_pickled_adapter_is_converted(base: Checkpoint, write_adapter: WriteAdapter):
+    folder = write_adapter(linear())
+    stored = folder / "adapter_model.safetensors"
+    torch.save(load_file(stored), folder / "adapter_model.bin")
+    before = read(open_adapter(folder, base, "tuned"), "h.0.linear.weight")
+    stored.unlink()
+    assert torch.equal(read(open_adapter(folder, base, "tuned"), "h.0.linear.weight"), before)
+
+
 def test_rank_stabilised_scale_and_patterns(base: Checkpoint, write_adapter: WriteAdapter):
     factors = linear() | linear("h.0.square", 6, 6, rank=4)
     more = {"use_rslora": True, "rank_pattern": {r"h\.\d+\.square": 4}}
@@ -301,6 +310,7 @@ def test_a_prefix_more_or_less_is_found(base: Checkpoint, write_adapter: WriteAd
 def test_a_plus_joins_base_and_adapter_unless_the_folder_has_it_in_its_name(tmp_path: Path):
     assert split_reference("org/model@main+adapter") == ("org/model@main", "adapter")
     assert split_reference("org/model") == ("org/model", None)
+    assert split_reference("a" * 300 + "+b") == ("a" * 300, "b")
     (tmp_path / "a+b").mkdir()
     assert split_reference(str(tmp_path / "a+b")) == (str(tmp_path / "a+b"), None)
 

@@ -95,6 +95,17 @@ def test_a_union_takes_each_new_token_from_the_models_that_have_it(write: Write)
     assert len(align(matched.base, matched.models)) == 3
 
 
+def test_what_rows_come_from_is_known_by_files_and_a_digest(write: Write):
+    base, one, two = write("base", 0), write("one", 1, added=["a"]), write("two", 2, added=["b"])
+    found = {choice: match_vocabularies(base, [one, two], choice) for choice in ("one", "union")}
+    tensors = [matched.models[1].tensors[EMBED] for matched in found.values()]
+    assert all(isinstance(tensor, RowMappedTensor) for tensor in tensors)
+    assert (
+        len({tensor.map_digest for tensor in tensors if isinstance(tensor, RowMappedTensor)}) == 2
+    )
+    assert set(found["union"].models[1].files) == {*base.files, *one.files, *two.files}
+
+
 def test_a_models_vocabulary_may_be_the_results(write: Write):
     base, one = write("base", 0), write("one", 100, added=["[PAD]"])
     matched = match_vocabularies(base, [one], "one")
