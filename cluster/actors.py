@@ -78,7 +78,7 @@ def serve_models(
             done, _ = ray.wait(list(running))
             for reference in done:
                 actor, job, item, is_last = running.pop(reference)
-                on_result(job, item, get(reference, f"evaluate {job.label}"))
+                on_result(job, item, get(reference, f"evaluate {job.label}", retries=0))
                 if is_last:
                     send_next(actor)
     finally:

@@ -4,31 +4,64 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from nan_merge.errors import MissingExtraError, NanMergeError
+
+PROBE_SECONDS = 5.0
+_TOKEN_HINT = (
+    "If that cluster asks for an authentication token, give its own to this machine, in "
+    "RAY_AUTH_TOKEN or the file that RAY_AUTH_TOKEN_PATH names (`ray get-auth-token` prints it "
+    "there)."
+)
+
+# Of the session that is open; Ray's own connection is one per process, too.
+_limit: int | None = None
 
 
 @contextmanager
 def ray_session(address: str = "local", num_cpus: int | None = None) -> Generator[int]:
-    """Yield the number of CPUs of a running Ray; stop it at the end if it was started here.
+    """Yield how many workers may run at once; stop Ray at the end if it was started here.
 
     A local Ray listens on the loopback address alone, keeps its token authentication, and starts
     no dashboard.
 
     Args:
         address: "local", or "auto" or another address that `ray.init` takes.
-        num_cpus: For "local": how many CPUs to use; all if None.
+        num_cpus: Most workers at once; one per CPU of the machine or cluster if None.
 
     Raises:
         MissingExtraError: If Ray is not installed.
-        NanMergeError: If there is no cluster at the address.
+        NanMergeError: If Ray cannot be started, or there is no cluster at the address.
     """
+    global _limit
+    local = address == "local"
+    ray = _import_ray(local)
+    if not local:
+        _probe(address)
+    _connect(ray, address, num_cpus)
+    try:
+        # A local Ray has no more CPUs than these; a cluster has as many as it has.
+        _limit = None if local else num_cpus
+        available = int(ray.cluster_resources().get("CPU", 1))
+        yield min(available, num_cpus or available)
+    finally:
+        _limit = None
+        ray.shutdown()
+
+
+def worker_limit() -> int | None:
+    """Most tasks that the open session may have under way; None if Ray itself sees to it."""
+    return _limit
+
+
+def _import_ray(local: bool) -> Any:
     # Ray says by default how it is used to its makers, and speaks over the driver's progress bars.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    local = address == "local"
     if local:
         # Ray's own switch for "this machine only": every port is then bound to the loopback. It
         # is read when Ray is first imported.
@@ -39,6 +72,11 @@ def ray_session(address: str = "local", num_cpus: int | None = None) -> Generato
         raise MissingExtraError(
             "Running on workers needs Ray: pip install 'nan-merge[cluster]'"
         ) from error
+    return ray
+
+
+def _connect(ray: Any, address: str, num_cpus: int | None) -> None:
+    local = address == "local"
     try:
         ray.init(
             address=address,
@@ -47,12 +85,40 @@ def ray_session(address: str = "local", num_cpus: int | None = None) -> Generato
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, ValueError) as error:
+    except Exception as error:  # a plain Exception is what Ray raises when a node does not start
+        with suppress(Exception):
+            ray.shutdown()
+        reason = (" ".join(str(error).split())[:300] or type(error).__name__).rstrip(". ")
+        if local:
+            raise NanMergeError(
+                f"Ray could not start on this machine: {reason}. Often the machine is too busy or "
+                "short of memory: run the same command again, with fewer workers "
+                "(`cluster.num_workers=1`) if it happens again."
+            ) from error
         raise NanMergeError(
-            f"Cannot join Ray at {address!r}: {error}. Start a cluster there, or use "
-            "`cluster.address=local`."
+            f"Cannot join Ray at {address!r}: {reason}. Start a cluster there, or use "
+            f"`cluster.address=local`. {_TOKEN_HINT}"
         ) from error
+
+
+def _probe(address: str) -> None:
+    """Ask whether anything listens at the address: Ray itself would wait for minutes."""
+    named = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    endpoint = _endpoint(named)
+    if endpoint is None:
+        return
     try:
-        yield int(ray.cluster_resources().get("CPU", 1))
-    finally:
-        ray.shutdown()
+        socket.create_connection(endpoint, PROBE_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise NanMergeError(
+            f"No Ray cluster answers at {named!r} ({error}). Check `cluster.address` and that "
+            "`ray start --head` runs there, or use `cluster.address=local`."
+        ) from error
+
+
+def _endpoint(address: str) -> tuple[str, int] | None:
+    """Host and port of ``host:port`` or ``ray://host:port``; None for any other address."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        return None
+    return host.strip("[]"), int(port)

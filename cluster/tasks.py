@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import RayError, RayTaskError
 
+from cluster.session import worker_limit
 from nan_merge.errors import NanMergeError
 from nan_merge.tasks import Task
 
@@ -41,17 +42,17 @@ def run_tasks(tasks: Sequence[Task], on_done: Report | None = None) -> list[Any]
         NanMergeError: The first error of a task, or a worker that died again and again. The
             other tasks are cancelled.
     """
-    places = {_call.remote(task.function, task.arguments): i for i, task in largest_first(tasks)}
     results: list[Any] = [None] * len(tasks)
-    waiting = list(places)
-    with cancelling(waiting):
-        while waiting:
-            done, waiting[:] = ray.wait(waiting)
+    flight = _Flight(_call, tasks)
+    with cancelling(flight.waiting):
+        while flight.waiting:
+            done, flight.waiting[:] = ray.wait(flight.waiting)
             for reference in done:
-                place = places[reference]
+                place = flight.places[reference]
                 results[place] = get(reference, tasks[place].label)
                 if on_done is not None:
                     on_done(place, results[place])
+            flight.send()
     return results
 
 
@@ -65,20 +66,38 @@ def run_streams(tasks: Sequence[Task], on_item: Report) -> None:
     Raises:
         NanMergeError: As in `run_tasks`.
     """
-    places: dict[Any, int] = {
-        _stream.remote(task.function, task.arguments): i for i, task in largest_first(tasks)
-    }
-    waiting = list(places)
-    with cancelling(waiting):
-        while waiting:
-            ready: list[Any] = ray.wait(waiting, num_returns=1, fetch_local=False)[0]
+    flight = _Flight(_stream, tasks)
+    with cancelling(flight.waiting):
+        while flight.waiting:
+            ready: list[Any] = ray.wait(flight.waiting, num_returns=1, fetch_local=False)[0]
             for stream in ready:
                 try:
                     reference: Any = next(stream)
                 except StopIteration:
-                    waiting.remove(stream)
+                    flight.waiting.remove(stream)
+                    flight.send()
                     continue
-                on_item(places[stream], get(reference, tasks[places[stream]].label))
+                place = flight.places[stream]
+                on_item(place, get(reference, tasks[place].label))
+
+
+class _Flight:
+    """Tasks under way: the costliest first, never more at once than the session allows."""
+
+    def __init__(self, remote: Any, tasks: Sequence[Task]) -> None:
+        self._remote, self._queue = remote, largest_first(tasks)[::-1]
+        self._limit = worker_limit() or len(tasks)
+        self.waiting: list[Any] = []
+        self.places: dict[Any, int] = {}
+        self.send()
+
+    def send(self) -> None:
+        """Send tasks while there is room."""
+        while self._queue and len(self.waiting) < self._limit:
+            place, task = self._queue.pop()
+            reference = self._remote.remote(task.function, task.arguments)
+            self.places[reference] = place
+            self.waiting.append(reference)
 
 
 def largest_first(tasks: Sequence[Task]) -> list[tuple[int, Task]]:
@@ -86,8 +105,13 @@ def largest_first(tasks: Sequence[Task]) -> list[tuple[int, Task]]:
     return sorted(enumerate(tasks), key=lambda item: -item[1].cost)
 
 
-def get(reference: Any, label: str) -> Any:
+def get(reference: Any, label: str, retries: int = MAX_RETRIES) -> Any:
     """The value behind a reference; errors come as the task raised them.
+
+    Args:
+        reference: What Ray gave for the task.
+        label: What the task does, for people.
+        retries: How often Ray starts it again if its worker dies.
 
     Raises:
         NanMergeError: If a worker died more often than it may.
@@ -95,15 +119,16 @@ def get(reference: Any, label: str) -> Any:
     try:
         return ray.get(reference)
     except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, NanMergeError):
-            raise cause from None
+        # Ray's own error carries the worker's traceback in its text; only `--debug` shows it.
+        if isinstance(error.cause, BaseException):
+            raise error.cause from error
         raise
-    except (WorkerCrashedError, RayError) as error:
+    except RayError as error:
+        again = f"It was started again up to {retries} times. " if retries else ""
         raise NanMergeError(
-            f"The worker that ran `{label}` died ({type(error).__name__}). It was started again "
-            f"up to {MAX_RETRIES} times. Often memory ran out: use fewer workers "
-            "(`cluster.num_workers`), then run the same command again to continue."
+            f"The worker that ran `{label}` died ({type(error).__name__}). {again}Often memory "
+            "ran out: use fewer workers (`cluster.num_workers`), then run the same command again "
+            "to continue."
         ) from error
 
 

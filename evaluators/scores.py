@@ -44,9 +44,7 @@ def score_accuracy(
     return _mean_score(benchmark, metric, {benchmark: _outcomes(predictions)})
 
 
-def score_average(
-    predictions: Mapping[str, Sequence[Prediction]], metric: str = "top1"
-) -> Score:
+def score_average(predictions: Mapping[str, Sequence[Prediction]], metric: str = "top1") -> Score:
     """Unweighted mean over benchmarks of the share of right answers, and its standard error.
 
     Benchmarks may share clusters, so their errors do not just add up. For k benchmarks b of n_b

@@ -10,10 +10,10 @@ from typing import Any
 
 from nan_merge.errors import CheckpointError
 from nan_merge.hub import resolve_folder
+from nan_merge.pickled import PICKLED_SUFFIXES, convert_pickled, pickled_files
 from nan_merge.safetensors_file import TensorInfo, read_header
 
 INDEX_NAME = "model.safetensors.index.json"
-PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def open_checkpoint(path: str, name: str | None = None) -> Checkpoint:
     folder = resolve_folder(path)
     if not folder.is_file() and not folder.is_dir():
         raise CheckpointError(f"{path} is neither a folder nor a file of weights.")
-    files = (folder,) if folder.is_file() else _weight_files(folder)
+    files = (_single_file(folder),) if folder.is_file() else _weight_files(folder)
     if folder.is_file():
         folder = folder.parent
     tensors: dict[str, TensorInfo] = {}
@@ -67,6 +67,10 @@ def open_checkpoint(path: str, name: str | None = None) -> Checkpoint:
     return Checkpoint(name or folder.name, folder, files, ordered)
 
 
+def _single_file(path: Path) -> Path:
+    return convert_pickled(path) if path.suffix in PICKLED_SUFFIXES else path
+
+
 def _weight_files(folder: Path) -> tuple[Path, ...]:
     index = folder / INDEX_NAME
     if index.is_file():
@@ -77,12 +81,8 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     found = sorted(folder.glob("*.safetensors"))
     if found:
         return tuple(found)
-    pickled = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLED_SUFFIXES)
-    if pickled:
-        raise CheckpointError(
-            f"{folder} holds only pickled weights ({pickled[0]}). A pickle can run code, so it is "
-            "not opened; convert it with `safetensors.torch.save_file` and give the result."
-        )
+    if pickled := pickled_files(folder):
+        return tuple(convert_pickled(file) for file in pickled)
     raise CheckpointError(f"{folder} holds no *.safetensors file. Is it the right folder?")
 
 

@@ -21,6 +21,7 @@ from nan_merge.checkpoint import Checkpoint
 from nan_merge.errors import OutputError
 from nan_merge.plan import align
 from nan_merge.publish import write_text_atomically
+from nan_merge.row_mapped import RowMappedTensor
 
 ENTRY_KEYS = {"fingerprint", "folder"}
 # Tensor's name -> digests of its segments, in order.
@@ -94,7 +95,9 @@ def identity(checkpoint: Checkpoint) -> str:
     for file in checkpoint.files:
         status = file.stat()
         files.append((str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ino))
-    return digest_text(json.dumps(files))
+    # Tensors whose rows are taken in another order are another content of the same files.
+    maps = [t.map_digest for t in checkpoint.tensors.values() if isinstance(t, RowMappedTensor)]
+    return digest_text(json.dumps([files, maps]))
 
 
 def digest_text(text: str) -> str:

@@ -20,6 +20,7 @@ from nan_merge.measure import Measured
 from nan_merge.plan import MergePlan
 from nan_merge.publish import write_text_atomically
 from nan_merge.shard import ShardRecord
+from nan_merge.tokenizer_files import write_tokenizer
 
 MANIFEST_NAME = "merge_manifest.json"
 # Raise it when the same recipe would give other bytes than before.
@@ -149,8 +150,7 @@ def make_manifest(
 
 def side_files(plan: MergePlan) -> list[Path]:
     """Config, tokenizer and processor files of the model that the result takes after."""
-    reference = plan.reference
-    paths = [reference.folder / name for name in SIDE_FILES]
+    paths = [plan.side_folder / name for name in SIDE_FILES]
     return [path for path in paths if path.is_file() and _stays_inside(path)]
 
 
@@ -166,6 +166,8 @@ def _stays_inside(path: Path) -> bool:
 def _copy_side_files(plan: MergePlan, folder: Path) -> None:
     for path in side_files(plan):
         shutil.copyfile(path, folder / path.name)
+    if words := plan.vocabulary:
+        write_tokenizer(folder, words.folder, words.added, words.folders, words.num_rows)
     config_path = folder / "config.json"
     if plan.recipe.dtype and config_path.is_file():
         config = json.loads(config_path.read_bytes())

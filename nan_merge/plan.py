@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from nan_merge.checkpoint import Checkpoint, layer_of
+from nan_merge.coefficients import check_num_layers
 from nan_merge.errors import IncompatibleError, OutputError
 from nan_merge.lora import config_folder
 from nan_merge.missing import Missing, find_problems, missing_policy
@@ -137,11 +138,13 @@ def plan_merge(recipe: MergeRecipe) -> MergePlan:
     """
     base, models = open_models(recipe)
     vocabulary: Vocabulary | None = None
-    tokenizer = getattr(recipe, "tokenizer", None)
-    if tokenizer is not None:
-        matched = match_vocabularies(base, models, tokenizer)
+    if recipe.tokenizer is not None:
+        matched = match_vocabularies(base, models, recipe.tokenizer)
         base, models, vocabulary = matched.base, matched.models, matched.vocabulary
-    tensors = align(base, models, getattr(recipe, "missing", "error"))
+    tensors = align(base, models, recipe.missing)
+    if not any(tensor.is_merged for tensor in tensors):
+        raise IncompatibleError("The models hold no tensor of floating-point numbers to merge.")
+    check_num_layers(recipe, [tensor.name for tensor in tensors])
     dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
     shards = tuple(pack_shards(tensors, dtype, recipe.shard_bytes))
     return MergePlan(recipe, base, models, tensors, shards, vocabulary)

@@ -19,6 +19,7 @@ from nan_merge.shares import SHARES
 from nan_merge.weights import Weight, check_weight
 
 OutputDtype = Literal["float32", "bfloat16", "float16"]
+MissingPolicy = Literal["error", "base", "drop"]
 CoefficientSource = Literal["nan", "rms", "metagpt", "uniform", "matched", "fixed"]
 Scale = Literal["paper", "norm", "count"] | Annotated[float, Field(gt=0)]
 
@@ -165,6 +166,12 @@ class MergeRecipe(StrictModel):
     """How the models are merged: a name, or `{name: ..., option: ...}`."""
     coefficients: Coefficients = CoefficientSpec()
     """A source's name, a list of numbers, or `{source: ..., ...}`."""
+    missing: MissingPolicy | dict[str, MissingPolicy] = "error"
+    """Tensors that not all models have: `error`, `base` (exactly the base's tensors; a model that
+    lacks one counts as not having changed it), `drop` (left out); or a table of name patterns."""
+    tokenizer: str | None = "base"
+    """Vocabulary of the result: `base`, `union`, or a model's name; rows are matched by token.
+    `null` compares nothing."""
     dtype: OutputDtype | None = None
     """Type of the merged tensors; each tensor keeps the base's own if absent."""
     shard_bytes: int = Field(default=1_000_000_000, ge=1)

@@ -215,7 +215,7 @@ class BlockReader:
             if slot is not None:
                 self._buffers[slot] = buffer
         buffer = buffer[:num_bytes]
-        self._fill(tensor, memoryview(buffer), tensor.offset + start * tensor.dtype.itemsize)
+        self._fill(tensor, buffer.data, tensor.offset + start * tensor.dtype.itemsize)
         return torch.from_numpy(buffer).view(tensor.dtype)
 
     def remember(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:

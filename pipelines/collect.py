@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from evaluators.scores import Score
+from evaluators.predictions import Prediction, read_predictions
+from evaluators.scores import Score, score_average, score_difference
 from nan_merge.recipe import MergeRecipe, ModelReference
-from pipelines.config import MergeEntry
-from pipelines.results import MergeSummary, ResultRow, RowKind
+from pipelines.config import INDIVIDUAL, PRETRAINED, MergeEntry
+from pipelines.evaluate import Candidate, predictions_path
+from pipelines.results import MergeSummary, ResultRow, RowKind, RunResults, baseline_model
 
-PRETRAINED, INDIVIDUAL = "Pretrained", "Individual"
 Scores = Mapping[tuple[str, str], Score]  # (candidate's name, benchmark's name)
 
 
@@ -48,6 +50,47 @@ def _row(model: str, kind: RowKind, recipe: MergeRecipe | None, score: Score) ->
         standard_error=score.standard_error,
         num_samples=score.num_samples,
     )
+
+
+def with_averages(results: RunResults, candidates: Sequence[Candidate]) -> RunResults:
+    """Add averages, and differences to the baseline, with errors over sources of samples.
+
+    Both are computed from the predictions on disk. A model that misses a benchmark gets neither.
+
+    Raises:
+        DataError: If predictions are missing or damaged.
+    """
+    by_name = {candidate.name: candidate for candidate in candidates}
+    baseline = baseline_model(results)
+    reference = _answers(results, baseline, by_name) if baseline else None
+    averages: dict[str, tuple[float, float]] = {}
+    differences: dict[str, tuple[float, float]] = {}
+    merged = {row.model for row in results.rows if row.kind == "merged"}
+    for model in results.models():
+        answers = _answers(results, model, by_name)
+        if answers is None:
+            continue
+        average = score_average(answers)
+        averages[model] = (average.value, average.standard_error)
+        if reference is not None and model in merged and model != baseline:
+            difference = score_difference(answers, reference)
+            differences[model] = (difference.value, difference.standard_error)
+    return replace(results, averages=averages, differences=differences)
+
+
+def _answers(
+    results: RunResults, model: str, candidates: Mapping[str, Candidate]
+) -> dict[str, list[Prediction]] | None:
+    """A row's predictions on every benchmark, or None if it misses one."""
+    answers: dict[str, list[Prediction]] = {}
+    for benchmark in results.benchmarks():
+        row = results.row(model, benchmark)
+        if row is None:
+            return None
+        # On each benchmark the row of individual models shows the model fine-tuned for it.
+        candidate = candidates[benchmark if row.kind == "individual" else model]
+        answers[benchmark] = read_predictions(predictions_path(candidate, benchmark))
+    return answers
 
 
 def coefficients_label(recipe: MergeRecipe) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, model_validator
+import yaml
+from pydantic import Field, field_validator, model_validator
 
+from evaluators.quickstart_images import QUICKSTART_TASKS
 from evaluators.training.finetune import FinetuneRecipe
 from evaluators.training.pretrain import PretrainRecipe
 from evaluators.training.text_tower import TextRecipe
+from nan_merge.config_messages import did_you_mean
 from nan_merge.recipe import (
     Coefficients,
     CoefficientSpec,
@@ -19,6 +23,25 @@ from nan_merge.recipe import (
     OutputDtype,
 )
 from nan_merge.schema import StrictModel
+from pipelines.masking import hide_passwords
+
+PRETRAINED, INDIVIDUAL = "Pretrained", "Individual"
+"""Rows of the table that every run has; no merge and no model may be called so."""
+
+
+def _known_once(names: Sequence[str], kind: str) -> None:
+    """Refuse names that are not of the quickstart's image tasks, or that come twice."""
+    for name in names:
+        if name not in QUICKSTART_TASKS:
+            near = did_you_mean(name, QUICKSTART_TASKS)
+            have = ", ".join(QUICKSTART_TASKS)
+            raise ValueError(f"no {kind} is called {name!r}, have {have}{near}")
+    if twice := _repeated(names):
+        raise ValueError(f"{', '.join(twice)} is named twice; name every {kind} once")
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return sorted({name for name in names if names.count(name) > 1})
 
 
 class Experts(StrictModel):
@@ -34,6 +57,12 @@ class Experts(StrictModel):
     """How the image tower is trained on all tasks together: the base model."""
     finetune: FinetuneRecipe = FinetuneRecipe()
     """How each fine-tuned model is trained from the base model on its task."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_are_known(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        _known_once(tasks, "task")
+        return tasks
 
 
 class MergeEntry(StrictModel):
@@ -70,6 +99,12 @@ class Evaluate(StrictModel):
     batch_size: int = Field(default=250, ge=1)
     """Samples that go through a model at once."""
 
+    @field_validator("benchmarks")
+    @classmethod
+    def _benchmarks_are_known(cls, benchmarks: tuple[str, ...]) -> tuple[str, ...]:
+        _known_once(benchmarks, "benchmark")
+        return benchmarks
+
 
 class Track(StrictModel):
     """Where the run is recorded."""
@@ -88,7 +123,7 @@ class Cluster(StrictModel):
     address: str = "local"
     """`local` starts Ray here and stops it at the end; `auto` joins the cluster this stands on."""
     num_workers: int | None = Field(default=None, ge=1)
-    """Most workers at once; one per core if absent."""
+    """Most workers at once, here or in the cluster joined; one per core if absent."""
 
 
 class RunConfig(StrictModel):
@@ -137,10 +172,29 @@ class RunConfig(StrictModel):
             raise ValueError(
                 "give either `experts` (models trained here) or `models`, not both and not neither"
             )
-        names = [entry.name for entry in self.merges]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
+        return self
+
+    @model_validator(mode="after")
+    def _rows_have_names_of_their_own(self) -> RunConfig:
+        merges = [entry.name for entry in self.merges]
+        models = [model.name for model in self.models]
+        if self.experts is not None:
+            models += self.experts.tasks
+        if twice := _repeated(merges):
             raise ValueError(f"two merges are both called {', '.join(twice)}")
+        if twice := _repeated(models):
+            raise ValueError(
+                f"two models are both called {', '.join(twice)}; give one of them a `name`"
+            )
+        for name in (PRETRAINED, INDIVIDUAL):
+            if name in (*merges, *models):
+                raise ValueError(
+                    f"a merge or model is called {name}, which is a row of every table; rename it"
+                )
+        if taken := sorted(set(merges) & set(models)):
+            raise ValueError(
+                f"a merge and a fine-tuned model are both called {', '.join(taken)}; rename one"
+            )
         return self
 
     @property
@@ -148,5 +202,7 @@ class RunConfig(StrictModel):
         """The run folder."""
         return self.run_folder if self.run_folder is not None else Path("runs") / self.name
 
-
-RunStage = Literal["models", "merge", "evaluate", "track", "report"]
+    def text(self) -> str:
+        """The run file with its overrides, as YAML, to keep and to show; without passwords."""
+        content = self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        return hide_passwords(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from evaluators.backends.clip_checkpoints import CLIP_CONFIG, CLIP_WEIGHTS, TOWER_CONFIG
 from evaluators.image_classification import (
     ImageBenchmark,
     ImageScoring,
@@ -18,14 +20,16 @@ from evaluators.image_classification import (
 )
 from evaluators.image_sets import load_image_set
 from evaluators.predictions import read_key, read_predictions
+from evaluators.quickstart_images import sample_cluster
 from evaluators.scores import Score, score_accuracy
 from nan_merge.checkpoint import open_checkpoint
+from nan_merge.errors import CheckpointError
 from nan_merge.fingerprint import digest_file, digest_text, fingerprint
 from nan_merge.tasks import Task
 from pipelines.workers import Workers
 
-# Raise it when the evaluation code would give other predictions from the same weights.
-PROTOCOL_VERSION = 1
+# Raise it when the evaluation code would give other heads or predictions from the same weights.
+PROTOCOL_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,15 @@ def evaluate_candidates(
     todo: list[tuple[Candidate, list[ImageScoring]]] = []
     heads = {path: digest_file(Path(path)) for path in {b.heads_path for b in benchmarks}}
     for candidate in candidates:
-        weights = fingerprint(open_checkpoint(str(candidate.folder)))
+        model = {
+            "weights": fingerprint(open_checkpoint(str(candidate.folder))),
+            "config": _digest_if_there(candidate.folder / TOWER_CONFIG),
+            "batch_size": batch_size,  # sums of floats depend on it
+        }
         missing: list[ImageScoring] = []
         for benchmark in benchmarks:
-            key = _predictions_key(weights, benchmark, heads[benchmark.heads_path])
-            path = candidate.predictions / f"{benchmark.name}.jsonl"
+            key = _predictions_key(model, benchmark, heads[benchmark.heads_path])
+            path = predictions_path(candidate, benchmark.name)
             if read_key(path) == key:
                 predictions = read_predictions(path)
                 scores[candidate.name, benchmark.name] = score_accuracy(benchmark.name, predictions)
@@ -68,6 +76,11 @@ def evaluate_candidates(
             todo.append((candidate, missing))
     scores.update(_score(todo, workers))
     return scores
+
+
+def predictions_path(candidate: Candidate, benchmark: str) -> Path:
+    """Where a candidate's predictions on a benchmark are kept."""
+    return candidate.predictions / f"{benchmark}.jsonl"
 
 
 def _score(
@@ -92,20 +105,45 @@ def _score(
     return scores
 
 
-def _predictions_key(weights: str, benchmark: ImageBenchmark, heads: str) -> str:
-    content: dict[str, Any] = {
+def _predictions_key(model: Mapping[str, Any], benchmark: ImageBenchmark, heads: str) -> str:
+    return _key({**model, "data": benchmark.digest, "heads": heads})
+
+
+def _key(content: Mapping[str, Any]) -> str:
+    """Digest of what something was made from, and of the code that made it."""
+    code = {
         "protocol": PROTOCOL_VERSION,
-        "weights": weights,
-        "data": benchmark.digest,
-        "heads": heads,
         "torch": version("torch"),
         "open_clip": version("open_clip_torch"),
     }
-    return digest_text(json.dumps(content, sort_keys=True))
+    return digest_text(json.dumps({**content, **code}, sort_keys=True))
+
+
+def _digest_if_there(path: Path) -> str:
+    return digest_file(path) if path.is_file() else ""
+
+
+def _digest_clip(clip: Path) -> dict[str, str]:
+    """Digests of a whole CLIP's files, which may be too large to read at once."""
+    digests: dict[str, str] = {}
+    for path in (clip / CLIP_CONFIG, clip / CLIP_WEIGHTS):
+        try:
+            with path.open("rb") as file:
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise CheckpointError(
+                f"Cannot read {path}: {error.strerror}. `clip` must name the folder of a whole "
+                "pretrained CLIP in open_clip's local layout."
+            ) from error
+    return digests
 
 
 def image_benchmarks(
-    clip: Path, test_sets: Mapping[str, Path], names: Sequence[str], workers: Workers
+    clip: Path,
+    test_sets: Mapping[str, Path],
+    names: Sequence[str],
+    kept: Path,
+    workers: Workers,
 ) -> list[ImageBenchmark]:
     """Benchmarks over prepared image sets, with heads made once by a CLIP's text tower.
 
@@ -113,13 +151,20 @@ def image_benchmarks(
         clip: Folder of the whole pretrained CLIP.
         test_sets: Name -> ``.npz`` file.
         names: The benchmarks wanted, in the order of the table's columns.
+        kept: Folder where heads are kept, each under a key of all that shaped it.
         workers: Where the heads are computed.
+
+    Raises:
+        CheckpointError: If the CLIP cannot be read.
     """
     digests = {name: load_image_set(test_sets[name]).digest() for name in names}
-    chosen = digest_text(json.dumps(digests))[:16]
-    heads = clip.parent / f"heads-{chosen}.safetensors"
+    key = _key({"clip": _digest_clip(clip), "data": digests})
+    heads = kept / f"heads-{key[:16]}.safetensors"
     if not heads.is_file():
         paths = {name: str(test_sets[name]) for name in names}
         task = Task("text tower", write_heads, (str(clip), paths, str(heads)), 1)
         workers.run_tasks("Zero-shot heads", [task])
-    return [ImageBenchmark(name, str(test_sets[name]), digests[name], str(heads)) for name in names]
+    return [
+        ImageBenchmark(name, str(test_sets[name]), digests[name], str(heads), sample_cluster)
+        for name in names
+    ]

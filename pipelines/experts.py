@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from evaluators.backends.clip import model_config_path
 from evaluators.image_sets import ImageSet, load_image_set
 from evaluators.quickstart_images import image_set_path, load_quickstart_task
 from evaluators.training.batches import TrainingProgress
@@ -82,9 +83,12 @@ def prepare_sets(
 
 
 def _experts_key(experts: Experts, seed: int, digests: dict[str, str]) -> str:
+    # A model of open_clip's own has no file; the version of open_clip stands for it.
+    config = model_config_path(experts.backbone)
     content = {
         "training": TRAINING_VERSION,
         "experts": experts.model_dump(mode="json"),
+        "model_config": json.loads(config.read_bytes()) if config.is_file() else None,
         "seed": seed,
         "data": digests,
         "torch": version("torch"),

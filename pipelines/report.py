@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 from nan_merge.errors import MissingExtraError
 from nan_merge.publish import write_text_atomically
 from pipelines.plots import accuracy_plot, coefficients_plot, norms_plot
-from pipelines.results import RunResults
+from pipelines.results import RunResults, baseline_model
 from pipelines.sheet import MISSING, Cell, Line, Sheet
 from pipelines.table import (
     differences_sheet,
+    error_source,
     merged_models,
     metric_name,
     results_sheet,
@@ -23,7 +25,7 @@ from pipelines.table import (
 TEMPLATES = Path(__file__).parent / "templates"
 ACCURACY_CAPTION = (
     "One panel per benchmark, each on its own scale. Dots are merged models with one standard "
-    "error over test samples; lines are the models that were not merged."
+    "error over {}; lines are the models that were not merged."
 )
 NORMS_CAPTION = (
     "Norm of each fine-tuned model's weights and of its task vector (fine-tuned minus base), each "
@@ -57,7 +59,7 @@ def write_report(results: RunResults, folder: Path) -> Path:
         differences=baseline_sheet(results),
         coefficients=coefficients_sheet(results),
         accuracy_svg=plots["accuracy"],
-        accuracy_caption=ACCURACY_CAPTION,
+        accuracy_caption=ACCURACY_CAPTION.format(error_source(results)),
         norms_svg=plots["norms"],
         norms_caption=NORMS_CAPTION,
         coefficients_svg=plots["coefficients"],
@@ -107,7 +109,7 @@ def write_seeds_report(results: Sequence[RunResults], folder: Path) -> Path:
                 "seed": run.seed,
                 # Two figures on a page must not share the ids of their letters.
                 "accuracy_svg": accuracy_plot(run, prefix=f"seed{run.seed}"),
-                "caption": ACCURACY_CAPTION,
+                "caption": ACCURACY_CAPTION.format(error_source(run)),
                 "facts": run.facts,
             }
             for run in results
@@ -145,18 +147,12 @@ def run_summary(results: RunResults) -> str:
     return text
 
 
-def baseline_model(results: RunResults) -> str | None:
-    """The merged model that others are compared to: the first by Task Arithmetic, or the first."""
-    merged = [row for row in results.rows if row.kind == "merged"]
-    plain = [row for row in merged if row.method == "task_arithmetic"]
-    return next((row.model for row in plain + merged), None)
-
-
 def baseline_sheet(results: RunResults) -> Sheet | None:
     """Each merged model's average minus the baseline's, in percentage points.
 
-    The standard error treats the two averages as independent. All models answer the same
-    samples, which makes scores move together, so the true error is smaller, as a rule.
+    Its standard error is paired by sample. In results of older versions it treats the two averages
+    as independent, although all models answer the same samples, which makes scores move together:
+    there the true error is smaller, as a rule.
     """
     baseline = baseline_model(results)
     reference = results.average(baseline) if baseline else None
@@ -170,8 +166,8 @@ def baseline_sheet(results: RunResults) -> Sheet | None:
         elif average is None:
             cells = (Cell(MISSING),) * 3
         else:
-            points = (average[0] - reference[0]) * 100
-            error = (average[1] ** 2 + reference[1] ** 2) ** 0.5 * 100
+            unpaired = (average[0] - reference[0], math.hypot(average[1], reference[1]))
+            points, error = (value * 100 for value in results.differences.get(model, unpaired))
             ratio = f"{points / error:+.1f}" if error > 0 else MISSING
             cells = (
                 Cell(_percent(average[0])),
@@ -179,12 +175,14 @@ def baseline_sheet(results: RunResults) -> Sheet | None:
                 Cell(ratio),
             )
         lines.append(Line(model, cells))
-    caption = (
-        f"Average minus that of {baseline}, in percentage points; ±: standard error of the "
-        "difference as if the two models had answered different samples. They answered the same "
-        "ones, so this is conservative: the true error is smaller, as a rule. A difference within "
-        "two errors is not told apart from none by this table."
+    caption = f"Average minus that of {baseline}, in percentage points; ±: standard error of the "
+    caption += (
+        f"difference, paired by sample, over {error_source(results)}. "
+        if results.differences
+        else "difference as if the two models had answered different samples. They answered the "
+        "same ones, so this is conservative: the true error is smaller, as a rule. "
     )
+    caption += "A difference within two errors is not told apart from none by this table."
     columns = ("average", "difference", "in errors")
     return Sheet(f"Differences to {baseline}", "merged model", columns, tuple(lines), caption)
 
@@ -219,12 +217,23 @@ def coefficients_sheet(results: RunResults) -> Sheet | None:
 
 
 def _notes(results: RunResults) -> list[str]:
+    about_errors = (
+        "± is the standard error over the sources of these samples (fonts, picture cells, scans): "
+        "samples of one source do not count as independent. Where sources are few, as fonts are, "
+        "it is uncertain and more likely too small."
+        if results.averages
+        else "± is the sampling error over these samples only."
+    )
+    shared = (
+        "takes into account that benchmarks share sources"
+        if results.averages
+        else "adds the errors of the benchmarks as independent"
+    )
     return [
-        f"n = {sample_counts(results)} test samples per benchmark. ± is the sampling error over "
-        "these samples only; it says nothing about another training seed, which can move "
-        "scores by more.",
-        "The average weighs every benchmark equally; its ± adds the errors of the benchmarks "
-        "as independent. A model that misses a benchmark has no average.",
+        f"n = {sample_counts(results)} test samples per benchmark. {about_errors} It says nothing "
+        "about another training seed, which can move scores by more.",
+        f"The average weighs every benchmark equally; its ± {shared}. A model that misses a "
+        "benchmark has no average.",
         "* marks the best merged model of a column, however small its lead.",
         GPU_NOTE,
     ]

@@ -26,7 +26,7 @@ class ResultRow:
         benchmark: Benchmark's name.
         metric: e.g. "top1".
         value: In [0, 1].
-        standard_error: Over samples, same unit as `value`.
+        standard_error: Over the samples' sources, same unit as `value`.
         num_samples: Samples scored.
     """
 
@@ -79,6 +79,10 @@ class RunResults:
         facts: Versions, devices, digests, times; printed at the report's end.
         config_yaml: The run file with its overrides, as YAML.
         model_norms: For the plots: {"weights": {model: norm}, "task_vector": {model: norm}}.
+        averages: Model -> unweighted mean over benchmarks and its standard error over sources.
+            Empty in results of older versions.
+        differences: Merged model -> its average minus that of `baseline_model`, paired by sample,
+            and the standard error of that over sources. Empty in results of older versions.
     """
 
     name: str
@@ -89,6 +93,8 @@ class RunResults:
     facts: dict[str, str] = field(default_factory=dict)
     config_yaml: str = ""
     model_norms: dict[str, dict[str, float]] = field(default_factory=dict)
+    averages: dict[str, tuple[float, float]] = field(default_factory=dict)
+    differences: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def models(self) -> list[str]:
         """Names of the table's rows, in order."""
@@ -105,12 +111,14 @@ class RunResults:
         )
 
     def average(self, model: str) -> tuple[float, float] | None:
-        """Unweighted mean over benchmarks and its standard error over samples, in [0, 1].
+        """Unweighted mean over benchmarks and its standard error, in [0, 1].
 
-        The benchmarks' samples are independent, so the error of the mean of k scores is
-        sqrt(sum of squared errors) / k. None if a benchmark is missing: a mean over fewer
-        benchmarks would not compare.
+        Results of older versions know only the benchmarks' own errors. Those are taken as
+        independent: the error of the mean of k scores is then sqrt(sum of squared errors) / k.
+        None if a benchmark is missing: a mean over fewer benchmarks would not compare.
         """
+        if model in self.averages:
+            return self.averages[model]
         rows = [self.row(model, benchmark) for benchmark in self.benchmarks()]
         if any(row is None for row in rows) or not rows:
             return None
@@ -118,6 +126,13 @@ class RunResults:
         mean = sum(row.value for row in found) / len(found)
         variance = sum(row.standard_error**2 for row in found)
         return mean, variance**0.5 / len(found)
+
+
+def baseline_model(results: RunResults) -> str | None:
+    """The merged model that others are compared to: the first by Task Arithmetic, or the first."""
+    merged = [row for row in results.rows if row.kind == "merged"]
+    plain = [row for row in merged if row.method == "task_arithmetic"]
+    return next((row.model for row in plain + merged), None)
 
 
 def write_results(results: RunResults, folder: Path) -> Path:
@@ -140,4 +155,6 @@ def read_results(folder: Path) -> RunResults:
     )
     rest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     merges = tuple(MergeSummary(**merge) for merge in rest.pop("merges"))
+    for name in ("averages", "differences"):
+        rest[name] = {model: (value, error) for model, (value, error) in rest.get(name, {}).items()}
     return RunResults(rows=tuple(ResultRow(**row) for row in rows), merges=merges, **rest)

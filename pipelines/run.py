@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
 import time
@@ -15,30 +14,35 @@ from typing import Any
 
 from rich.console import Console
 
-from evaluators.quickstart_images import QUICKSTART_TASKS
-from nan_merge.errors import ConfigError
+from nan_merge.checkpoint import open_checkpoint
+from nan_merge.fingerprint import fingerprint
+from nan_merge.hub import resolve_folder
 from nan_merge.manifest import MANIFEST_NAME, read_manifest
 from nan_merge.measure import model_norms
 from nan_merge.merge import merge_checkpoints
-from nan_merge.plan import plan_merge
+from nan_merge.plan import MergePlan, plan_merge
 from nan_merge.publish import write_text_atomically
 from nan_merge.recipe import MergeRecipe, ModelReference
+from nan_merge.shares import SHARES
 from nan_merge.tasks import Task
 from pipelines.collect import (
-    PRETRAINED,
     ablation_pairs,
     environment_facts,
     merge_summary,
     result_rows,
+    with_averages,
 )
-from pipelines.config import RunConfig
+from pipelines.config import INDIVIDUAL, PRETRAINED, RunConfig
 from pipelines.evaluate import Candidate, evaluate_candidates, image_benchmarks
 from pipelines.experts import data_folder, prepare_sets, train_experts
+from pipelines.merge import coefficient_notes
+from pipelines.preflight import check_run
 from pipelines.progress import RunProgress
 from pipelines.report import write_report, write_seeds_report
 from pipelines.results import RunResults, write_results
+from pipelines.run_folder import folder_names, refuse_other_run, sole_writer
 from pipelines.table import results_table, seed_differences, seeds_table
-from pipelines.tracking import TrackingError, comparison_path, track_run
+from pipelines.tracking import TrackingError, comparison_path, how_to_look, track_run
 from pipelines.workers import Workers
 
 
@@ -59,27 +63,29 @@ class RunModels:
     test_sets: dict[str, Path]
 
 
-def run_config(
-    config: RunConfig, config_yaml: str, *, seeds: int = 1, console: Console
-) -> list[RunResults]:
+def run_config(config: RunConfig, *, seeds: int = 1, console: Console) -> list[RunResults]:
     """Run a run file, or continue it where it stood; print the table and what to look at.
 
     Args:
         config: The run.
-        config_yaml: Its text with overrides, kept with the results.
         seeds: Run it this often, with seeds counted up from the config's.
         console: Where to print.
 
     Raises:
         NanMergeError: With a message for the user.
     """
+    check_run(config)
+    runs = [config]
+    for seed in range(config.seed + 1, config.seed + seeds):
+        folder = Path(f"{config.folder}-seed{seed}")
+        runs.append(config.model_copy(update={"seed": seed, "run_folder": folder}))
+    for run in runs:
+        refuse_other_run(run.folder, run.name, run.seed)
     found: list[RunResults] = []
-    for number in range(seeds):
-        folder = (
-            config.folder if number == 0 else Path(f"{config.folder}-seed{config.seed + number}")
-        )
-        update = {"seed": config.seed + number, "run_folder": folder}
-        found.append(_run_once(config.model_copy(update=update), config_yaml, console))
+    for run in runs:
+        with sole_writer(run.folder):
+            refuse_other_run(run.folder, run.name, run.seed)
+            found.append(_run_once(run, console))
     if seeds > 1:
         together = Path(f"{config.folder}-{seeds}seeds")
         report = write_seeds_report(found, together)
@@ -90,17 +96,17 @@ def run_config(
     return found
 
 
-def _run_once(config: RunConfig, config_yaml: str, console: Console) -> RunResults:
+def _run_once(config: RunConfig, console: Console) -> RunResults:
     progress = RunProgress(console)
     started = time.monotonic()
     folder = config.folder
-    write_text_atomically(folder / "config.yaml", config_yaml)
     with Workers(config.cluster, progress) as workers:
         models = prepare_models(config, workers)
         merges = merge_all(config, models, workers)
         norms = norms_of(folder, models, workers)
         names = config.evaluate.benchmarks
-        benchmarks = image_benchmarks(models.clip, models.test_sets, names, workers)
+        heads = config.cache / "heads"
+        benchmarks = image_benchmarks(models.clip, models.test_sets, names, heads, workers)
         candidates = list_candidates(config, models, merges)
         scores = evaluate_candidates(candidates, benchmarks, config.evaluate.batch_size, workers)
     summaries = [
@@ -117,50 +123,38 @@ def _run_once(config: RunConfig, config_yaml: str, console: Console) -> RunResul
         facts=environment_facts()
         | digests
         | {"time of this run": f"{time.monotonic() - started:.0f} s, with what was cached"},
-        config_yaml=config_yaml,
+        config_yaml=config.text(),
         model_norms=norms,
     )
+    results = with_averages(results, candidates)
     _publish(results, config, candidates, merges, progress)
     return results
 
 
 def prepare_models(config: RunConfig, workers: Workers) -> RunModels:
     """The run's models: trained here, or named in the run file."""
-    unknown = [name for name in config.evaluate.benchmarks if name not in QUICKSTART_TASKS]
-    if unknown:
-        raise ConfigError(
-            f"evaluate.benchmarks: no benchmark is called {', '.join(unknown)}; "
-            f"have {', '.join(QUICKSTART_TASKS)}."
-        )
     names = config.evaluate.benchmarks
     data = data_folder(config.cache)
     test_sets = prepare_sets(names, "test", config.seed, data, workers)
     if config.experts is not None:
         trained = train_experts(config, config.experts, workers)
         return RunModels(str(trained.base), trained.models, trained.clip, test_sets)
-    if config.base is None or config.clip is None:
-        raise ConfigError(
-            "A run over your own image towers needs `base` (the pretrained tower) and `clip` (the "
-            "folder of the whole pretrained CLIP, whose text tower makes the zero-shot heads)."
-        )
-    return RunModels(config.base, config.models, Path(config.clip), test_sets)
+    assert config.base is not None and config.clip is not None, "checked before anything ran"
+    return RunModels(config.base, config.models, resolve_folder(config.clip), test_sets)
 
 
 def merge_all(
     config: RunConfig, models: RunModels, workers: Workers
 ) -> list[tuple[str, MergeRecipe, Path]]:
     """Make every merge of the run that is not there yet: (name, recipe, checkpoint folder)."""
-    merges = [
-        (entry.name, entry.recipe(models.base, models.models, config.seed), slug(entry.name))
-        for entry in config.merges
-    ]
-    slugs = [slug(PRETRAINED), *(slug(model.name) for model in models.models)]
-    slugs += [folder for _, _, folder in merges]
-    twice = sorted({folder for folder in slugs if slugs.count(folder) > 1})
-    if twice:
-        raise ConfigError(f"Two models or merges would share the folder {twice[0]!r}; rename one.")
+    folders, checkpoints = folders_of(config, models), config.folder / "checkpoints"
     outputs = [
-        (name, recipe, config.folder / "checkpoints" / folder) for name, recipe, folder in merges
+        (
+            entry.name,
+            entry.recipe(models.base, models.models, config.seed),
+            checkpoints / folders[entry.name],
+        )
+        for entry in config.merges
     ]
 
     def run_tasks(tasks: Sequence[Task]) -> list[Any]:
@@ -173,20 +167,21 @@ def merge_all(
     return outputs
 
 
-def slug(name: str) -> str:
-    """A merge's name as a folder's name."""
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "merge"
+def folders_of(config: RunConfig, models: RunModels) -> dict[str, str]:
+    """Name of a model or merge -> what its folders in the run folder are called."""
+    names = [model.name for model in models.models]
+    return folder_names([PRETRAINED, *names, *(entry.name for entry in config.merges)])
 
 
 def list_candidates(
     config: RunConfig, models: RunModels, merges: Sequence[tuple[str, MergeRecipe, Path]]
 ) -> list[Candidate]:
     """Every model to score: the base, the fine-tuned models, the merges."""
-    found = [(PRETRAINED, Path(models.base))]
-    found += [(model.name, Path(model.path)) for model in models.models]
+    found = [(PRETRAINED, open_checkpoint(models.base).folder)]
+    found += [(model.name, open_checkpoint(model.path).folder) for model in models.models]
     found += [(name, path) for name, _, path in merges]
-    predictions = config.folder / "predictions"
-    return [Candidate(name, path, predictions / slug(name)) for name, path in found]
+    folders, predictions = folders_of(config, models), config.folder / "predictions"
+    return [Candidate(name, path, predictions / folders[name]) for name, path in found]
 
 
 def norms_of(folder: Path, models: RunModels, workers: Workers) -> dict[str, dict[str, float]]:
@@ -194,14 +189,23 @@ def norms_of(folder: Path, models: RunModels, workers: Workers) -> dict[str, dic
     recipe = MergeRecipe.model_validate(
         {"base": models.base, "models": models.models, "method": "task_arithmetic"}
     )
-    path, key = folder / "norms.json", [models.base, *(model.path for model in models.models)]
-    if path.is_file():
+    plan = plan_merge(recipe)
+    path, key = folder / "norms.json", _norms_key(plan)
+    try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["models"] == key:
+        if kept["key"] == key:
             return kept["norms"]
-    norms = model_norms(plan_merge(recipe), lambda tasks: workers.run_tasks("Norms", tasks))
-    write_text_atomically(path, json.dumps({"models": key, "norms": norms}, indent=1))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # missing or damaged: a lost file costs only time
+    norms = model_norms(plan, lambda tasks: workers.run_tasks("Norms", tasks))
+    write_text_atomically(path, json.dumps({"key": key, "norms": norms}, indent=1))
     return norms
+
+
+def _norms_key(plan: MergePlan) -> dict[str, str]:
+    """What the norms are of: the content of every model, by the name that the plots show."""
+    base = {"": fingerprint(plan.base)} if plan.base is not None else {}
+    return base | {model.name: fingerprint(model) for model in plan.models}
 
 
 def _publish(
@@ -214,8 +218,9 @@ def _publish(
     """Write the results, record them, and print them."""
     folder = config.folder
     rows = write_results(results, folder)
+    write_text_atomically(folder / "config.yaml", results.config_yaml)
     report = write_report(results, folder)
-    uri = ""
+    look: list[str] = []
     if config.track.mlflow:
         predictions = {item.name: item.predictions for item in candidates}
         manifests = {name: path / MANIFEST_NAME for name, _, path in merges}
@@ -224,16 +229,34 @@ def _publish(
                 uri = track_run(
                     results, folder, config.track, manifests=manifests, predictions=predictions
                 )
+                page = comparison_path(results, folder, config.track)
+                look = how_to_look(uri, page, command("mlflow"))
                 bar.advance()
         except TrackingError as error:
             progress.say(f"warning: {error}")
     progress.console.print(results_table(results, progress.console.width))
+    for note in notes_of(results, merges):
+        progress.say(note)
     progress.say(f"\nResults   {rows}\nReport    {report}   (open it in a browser)")
     progress.say(f"Show      {command('nan-merge')} show {folder}")
-    if uri:
-        page = comparison_path(results, folder, config.track)
-        progress.say(f"MLflow    {command('mlflow')} ui --backend-store-uri {uri}")
-        progress.say(f"          then open http://127.0.0.1:5000{page}")
+    for number, line in enumerate(look):
+        progress.say(f"{'          ' if number else 'MLflow    '}{line}")
+
+
+def notes_of(results: RunResults, merges: Sequence[tuple[str, MergeRecipe, Path]]) -> list[str]:
+    """What a reader of the table should know: a row that is missing, weights that are equal."""
+    notes: list[str] = []
+    if not any(row.kind == "individual" for row in results.rows):
+        notes.append(
+            f"note: there is no row {INDIVIDUAL}, because no fine-tuned model is called like a "
+            f"benchmark ({', '.join(results.benchmarks())}); it scores each model on its own."
+        )
+    for name, recipe, path in merges:
+        # The first note is the sum, the second comes only where all are nearly the same.
+        if recipe.coefficients.source in SHARES:
+            manifest = read_manifest(path / MANIFEST_NAME)
+            notes += [f"note: {name}: {note}" for note in coefficient_notes(manifest)[1:]]
+    return notes
 
 
 def command(name: str) -> str:

@@ -61,7 +61,7 @@ def results_sheet(results: RunResults) -> Sheet:
         if average:
             scores[model, None] = (average[0], _percent(average[1]))
     caption = (
-        f"{metric_name(results)} in %; ±: one standard error over test samples; "
+        f"{metric_name(results)} in %; ±: one standard error over {error_source(results)}; "
         f"*: best merged model of the column; n = {sample_counts(results)} samples per benchmark."
     )
     return _score_sheet(f"{results.name} (seed {results.seed})", results, scores, caption)
@@ -130,6 +130,11 @@ def sample_counts(results: RunResults) -> str:
     if not counts:
         return "0"
     return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def error_source(results: RunResults) -> str:
+    """What standard errors are over: sources that samples share, or samples in older results."""
+    return "the test set's sources" if results.averages else "test samples"
 
 
 def _score_sheet(title: str, results: RunResults, scores: Scores, caption: str) -> Sheet:

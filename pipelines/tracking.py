@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nan_merge.errors import MissingExtraError, NanMergeError
+from pipelines.masking import hide_passwords
 from pipelines.records import (
     comparison_view,
     description,
@@ -38,7 +38,12 @@ MAX_PARAM_LENGTH = 6000
 MAX_BATCH = 100
 MAX_VIEW_LENGTH = 5000
 # MLflow would send usage data, and retry an unreachable server for minutes.
-ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+# It would also print the server's address, which may hold a password, for every model.
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 ENVIRONMENT_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 
 
@@ -64,19 +69,26 @@ def track_run(
         predictions: Model name -> file or folder of predictions.
 
     Returns:
-        The tracking URI, for ``mlflow ui --backend-store-uri``.
+        The tracking URI, for ``mlflow ui --backend-store-uri``, as it may be shown.
 
     Raises:
         TrackingError: If MLflow fails, whatever the reason.
     """
     uri = config.uri or default_tracking_uri(folder)
-    try:
+    with _explain_failures(uri, folder):
         client = _quiet_client(uri)
         experiment = _experiment(client, config.experiment or results.name, uri)
         key = run_key(results)
         if not _is_recorded(client, experiment, key):
             files = {"manifests": manifests, "predictions": predictions}
             _record(client, experiment, key, results, folder, files)
+    return hide_passwords(uri)
+
+
+@contextmanager
+def _explain_failures(uri: str, folder: Path) -> Iterator[None]:
+    try:
+        yield
     except MissingExtraError:
         raise
     except Exception as error:
@@ -84,17 +96,36 @@ def track_run(
         message = f"MLflow at {uri} could not record the run: {reason}. The results are in "
         message += f"{folder} all the same; run the same command again to retry."
         # The address may hold a password, and MLflow repeats the address.
-        raise TrackingError(re.sub(r"//[^/@\s]*@", "//***@", message)) from error
-    return uri
+        raise TrackingError(hide_passwords(message)) from error
 
 
 def comparison_path(results: RunResults, folder: Path, config: Track) -> str:
-    """What to append to the address of ``mlflow ui`` to see a recorded run's models compared."""
-    client = _quiet_client(config.uri or default_tracking_uri(folder))
-    experiment = client.get_experiment_by_name(config.experiment or results.name)
+    """What to append to the address of ``mlflow ui`` to see a recorded run's models compared.
+
+    Raises:
+        TrackingError: If MLflow fails, whatever the reason.
+    """
+    uri = config.uri or default_tracking_uri(folder)
+    with _explain_failures(uri, folder):
+        client = _quiet_client(uri)
+        experiment = client.get_experiment_by_name(config.experiment or results.name)
     if experiment is None:
         return "/"
     return f"/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey={run_key(results)}"
+
+
+def how_to_look(uri: str, page: str, mlflow: str) -> list[str]:
+    """What to type or open to see a page of the store at ``uri``, which `track_run` returned.
+
+    Args:
+        uri: The tracking URI without passwords.
+        page: From `comparison_path`.
+        mlflow: How to call MLflow's command.
+    """
+    if uri.startswith(("http://", "https://")):
+        server = uri.replace("***@", "", 1).partition("?")[0].rstrip("/")
+        return [f"{server}{page}"]
+    return [f"{mlflow} ui --backend-store-uri {uri}", f"then open http://127.0.0.1:5000{page}"]
 
 
 def default_tracking_uri(folder: Path) -> str:

@@ -87,7 +87,7 @@ def build_clip(model: str | Path, *, seed: int) -> Clip:
 
 
 def model_config_path(model: str | Path) -> Path:
-    """Where ``build_clip`` looks for a model's config; open_clip's own models have no file there."""
+    """Where ``build_clip`` looks for a config; open_clip's own models have no file there."""
     return Path(model) if str(model).endswith(".json") else CONFIG_FOLDER / f"{model}.json"
 
 

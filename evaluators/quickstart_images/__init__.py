@@ -168,8 +168,8 @@ def sample_cluster(sample_id: str) -> str:
     """Name the source that a sample shares with others: a font, a cell of a picture, or a scan.
 
     Samples of different tasks may share one: letters and style their fonts, street and photo their
-    cells. A street image also has a scan of mnist in it, but a sample has one cluster only, and
-    few cells make more of it than many scans.
+    cells. A street image has a scan of mnist in it too, but a sample can have one cluster only, and
+    the cells, being few, matter more.
     """
     task, _, _, *sources = sample_id.split("/")
     return QUICKSTART_TASKS[task].cluster(sources)
