@@ -6,13 +6,15 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,27 +22,15 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from nan_merge.errors import DataError, MissingExtraError, NanMergeError
+from nan_merge.errors import DataError, NanMergeError
+from pipelines.extras import missing_extra
+from pipelines.masking import hide_passwords
 
 if TYPE_CHECKING:
     from pipelines.results import RunResults
 
 ERROR, INTERRUPTED = 2, 130
-
-# Module that a bare installation lacks -> extra that brings it.
-_EXTRAS = {
-    "jinja2": "track",
-    "matplotlib": "track",
-    "mlflow": "track",
-    "mlxtend": "quickstart",
-    "open_clip": "eval",
-    "PIL": "eval",
-    "ray": "cluster",
-    "skimage": "quickstart",
-    "sklearn": "quickstart",
-    "torchvision": "eval",
-    "vllm": "vllm",
-}
+MAX_MESSAGE = 1000  # letters of an error that we did not foresee
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -71,13 +61,24 @@ class SchemaName(StrEnum):
 
 def main() -> None:
     """Entry point of the command; leaves by `SystemExit`."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal of another encoding shows "?" for what it lacks; better that than no table.
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
     with _explain_errors(debug=False):
         app(prog_name="nan-merge")
 
 
+class _Output(Console):
+    """Standard output; where its reader is gone, the command ends as after any other error."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def _console() -> Console:
     """Standard output; a file or a pipe, which has no width, is 100 columns wide."""
-    console = Console()
+    console = _Output()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 100
     return console
@@ -127,17 +128,13 @@ def run(
 ) -> None:
     """Train or load the models, merge them, evaluate everything, print the table."""
     with _explain_errors(debug):
-        import yaml
-
         from nan_merge.yaml_config import load_config
         from pipelines.config import RunConfig
 
         checked = load_config(config, RunConfig, overrides or ())
         from pipelines.run import run_config
 
-        content = checked.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        config_yaml = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        run_config(checked, config_yaml, seeds=seeds, console=_console())
+        run_config(checked, seeds=seeds, console=_console())
 
 
 @app.command(
@@ -194,6 +191,7 @@ def show(
         from pipelines import table
 
         runs = [_read_run(folder) for folder in run_folders]
+        _refuse_repeated_seeds(run_folders, runs)
         if markdown:
             single, several = table.markdown_table, table.markdown_seeds_table
             typer.echo(several(runs) if len(runs) > 1 else single(runs[0]))
@@ -223,6 +221,17 @@ def _read_run(run_folder: Path) -> RunResults:
         ) from error
 
 
+def _refuse_repeated_seeds(folders: Sequence[Path], runs: Sequence[RunResults]) -> None:
+    seen: dict[int, Path] = {}
+    for folder, found in zip(folders, runs, strict=True):
+        if found.seed in seen:
+            raise DataError(
+                f"{seen[found.seed]} and {folder} are both of seed {found.seed}, and a spread over "
+                "seeds would count it twice. Name one folder per seed."
+            )
+        seen[found.seed] = folder
+
+
 @app.command(
     epilog="Examples:\n\nnan-merge schema run > run.schema.json\n\n"
     "nan-merge schema recipe > recipe.schema.json\n\n"
@@ -250,42 +259,52 @@ def _explain_errors(debug: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         _print_message("", "Interrupted. Run the same command again to continue.")
         _leave(INTERRUPTED, debug)
-    except NanMergeError as error:
-        # Ray raises what a worker raised with the worker's traceback in its text.
-        cause = getattr(error, "cause", None)
-        _print_message("error:", str(cause if isinstance(cause, NanMergeError) else error))
-        _leave(ERROR, debug)
-    except ModuleNotFoundError as error:
-        _print_message("error:", str(_missing_module(error)))
+    except BrokenPipeError:
+        _forget_stdout()  # whoever read the output has left and wants no message
         _leave(ERROR, debug)
     except Exception as error:
         if isinstance(error, typer.Exit | typer.Abort):
             raise
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        hint = "rerun with --debug for the traceback and report it"
-        _print_message("internal error:", f"{what}; {hint}")
+        _print_message(*_explain(error))
         _leave(ERROR, debug)
 
 
-def _missing_module(error: ModuleNotFoundError) -> NanMergeError:
-    module = (error.name or "").partition(".")[0]
-    extra = _EXTRAS.get(module)
-    if extra is None:
-        mend = "the installation is incomplete, install nan-merge again"
-    else:
-        mend = f"pip install 'nan-merge[{extra}]'"
-    return MissingExtraError(f"{module or error} is not installed: {mend}")
+def _explain(error: BaseException) -> tuple[str, str]:
+    """Prefix and text of the message for an error."""
+    # Ray raises what a worker raised with the worker's traceback in its text.
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):
+        error = cause
+    if isinstance(error, NanMergeError):
+        return "error:", str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return "error:", str(missing_extra((error.name or str(error)).partition(".")[0]))
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        place = error.filename or "where the output goes"
+        _forget_stdout()
+        return "error:", f"No space left on the disk: {place}. Free some and run it again."
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:MAX_MESSAGE]
+    return "internal error:", f"{what}; rerun with --debug for the traceback and report it"
+
+
+def _forget_stdout() -> None:
+    """Let what is still buffered go nowhere; Python would fail on it when it ends."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _leave(code: int, debug: bool) -> None:
     if debug or os.environ.get("NAN_MERGE_DEBUG", "") not in ("", "0"):
-        traceback.print_exc()
+        print(hide_passwords(traceback.format_exc()), file=sys.stderr, end="")
     # Not typer.Exit: that only means something within a command.
     sys.exit(code)
 
 
 def _print_message(prefix: str, message: str) -> None:
     console = Console(stderr=True)
+    message = hide_passwords(message)
     text = Text.assemble((prefix, "bold red"), " " if prefix else "", message)
     console.print(text, soft_wrap=True)
 

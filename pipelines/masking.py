@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 _LOGIN = re.compile(r"(?<=[A-Za-z0-9]://)[^/?#\s]*@")
-_QUERY = re.compile(r"(?<=[?&;])(\w*(?:password|passwd|token|secret)\w*=)[^&;\s'\"]*", re.IGNORECASE)
+_QUERY = re.compile(
+    r"(?<=[?&;])(\w*(?:password|passwd|token|secret)\w*=)[^&;\s'\"]*", re.IGNORECASE
+)
 
 
 def hide_passwords(text: str) -> str:

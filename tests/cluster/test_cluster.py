@@ -1,3 +1,4 @@
+import itertools
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from cluster.actors import ModelJob, serve_models
+from cluster.session import ray_session
 from cluster.tasks import run_streams, run_tasks
 from nan_merge.errors import CheckpointError, NanMergeError
 from nan_merge.merge import merge_checkpoint
@@ -56,6 +58,20 @@ def load_number(number: int) -> int:
     return number
 
 
+def kill_this_worker(model: int, item: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def span() -> tuple[float, float]:
+    start = time.monotonic()
+    time.sleep(0.2)
+    return start, time.monotonic()
+
+
+def span_stream() -> Iterator[tuple[float, float]]:
+    yield span()
+
+
 def times(model: int, item: int) -> int:
     return model * item
 
@@ -78,8 +94,8 @@ def test_a_users_error_comes_as_it_was_raised():
         run_tasks([Task("refuse", refuse, (), 1)])
 
 
-def test_our_own_error_keeps_its_type():
-    with pytest.raises(ZeroDivisionError):
+def test_our_own_error_keeps_its_type_and_its_text():
+    with pytest.raises(ZeroDivisionError, match=r"^ours$"):
         run_tasks([Task("fail", fail, (), 1)])
 
 
@@ -121,6 +137,65 @@ def test_every_model_meets_all_of_its_items():
 def test_a_model_that_cannot_be_loaded_says_why():
     with pytest.raises(CheckpointError, match="model -1 is broken"):
         serve_models([ModelJob("bad", load_number, (-1,), times, [1])], 1, lambda *_: None)
+
+
+def test_an_actor_that_dies_is_told_as_it_was():
+    job = ModelJob("m", load_number, (1,), kill_this_worker, [1])
+    with pytest.raises(NanMergeError, match="worker that ran `evaluate m` died") as caught:
+        serve_models([job], 1, lambda *_: None)
+    assert "started again" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_more_tasks_at_once_than_the_session_allows(monkeypatch: Any, stream: bool):
+    monkeypatch.setattr("cluster.session._limit", 1)
+    if stream:
+        spans = []
+        tasks = [Task("span", span_stream, (), cost) for cost in range(3)]
+        run_streams(tasks, lambda _, item: spans.append(item))
+    else:
+        spans = run_tasks([Task("span", span, (), cost) for cost in range(3)])
+    spans.sort()
+    assert len(spans) == 3
+    for (_, end), (start, _) in itertools.pairwise(spans):
+        assert end <= start
+
+
+def test_an_address_where_nothing_listens_is_told_at_once():
+    start = time.monotonic()
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
+        with (
+            pytest.raises(NanMergeError, match=f"No Ray cluster answers at '{address}'"),
+            ray_session(address),
+        ):
+            pass
+    assert time.monotonic() - start < 11
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [("local", "could not start on this machine: node timed out"), ("auto", "RAY_AUTH_TOKEN")],
+)
+def test_a_ray_that_does_not_start_is_one_clear_error(monkeypatch: Any, address: str, words: str):
+    def fail_to_start(**_: Any) -> None:
+        raise Exception("node\ntimed out.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", fail_to_start)
+    monkeypatch.setattr("ray.shutdown", lambda: None)  # the other tests' session goes on
+    with pytest.raises(NanMergeError, match=words), ray_session(address):
+        pass
+
+
+def test_num_workers_counts_in_a_cluster_that_is_joined(monkeypatch: Any):
+    from cluster.session import worker_limit
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", lambda **_: None)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with ray_session("auto", 1) as num_workers:
+        assert (num_workers, worker_limit()) == (1, 1)
+    assert worker_limit() is None
 
 
 def test_ray_merges_to_the_same_bytes_as_one_process(tmp_path: Path, monkeypatch: Any):

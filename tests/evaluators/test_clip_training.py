@@ -181,3 +181,10 @@ def test_shifts_cut_windows_out_of_the_padded_image():
 def test_recipes_refuse_unknown_fields():
     with pytest.raises(ValidationError, match="learning_rte"):
         FinetuneRecipe(learning_rte=1e-3)  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize("recipe", [TextRecipe, PretrainRecipe, FinetuneRecipe])
+def test_recipes_refuse_infinity_and_say_what_their_fields_are(recipe):
+    with pytest.raises(ValidationError, match="finite"):
+        recipe(learning_rate=float("inf"))
+    assert all(field.description for field in recipe.model_fields.values())

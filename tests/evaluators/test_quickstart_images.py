@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from evaluators.image_sets import ImageSet, load_image_set, save_image_set
-from evaluators.quickstart_images import DATA_VERSION, QUICKSTART_TASKS, load_quickstart_task
+from evaluators.quickstart_images import (
+    DATA_VERSION,
+    QUICKSTART_TASKS,
+    load_quickstart_task,
+    sample_cluster,
+)
 from evaluators.quickstart_images.pictures import PHOTOS, TEXTURES, read_picture
 from nan_merge.errors import ConfigError, DataError
 
@@ -57,6 +62,37 @@ def test_sizes_and_classes(name, cache):
         assert image_set.images.shape == (num_images, IMAGE_SIZE, IMAGE_SIZE, 3)
         counts = np.bincount(image_set.labels, minlength=len(task.class_names))
         assert counts.min() > 0.7 * num_images / len(task.class_names)
+
+
+def clusters(name: str, cache) -> set[str]:
+    return {sample_cluster(sample) for sample in load(name, "test", cache).sample_ids}
+
+
+@pytest.mark.parametrize(
+    ("sample_id", "cluster"),
+    [
+        ("digits/test/00001/scan-1300", "digits scan-1300"),
+        ("mnist/test/00001/scan-1300", "mnist scan-1300"),
+        ("street/test/00001/scan-1300/cat-cell-2-0", "cat-cell-2-0"),
+        ("photo/test/00001/cat-cell-2-0", "cat-cell-2-0"),
+        ("texture/test/00001/brick-cell-0-1", "brick-cell-0-1"),
+        ("letters/test/00001/cmss10", "font cmss10"),
+        ("style/test/00001/cmss10", "font cmss10"),
+    ],
+)
+def test_a_cluster_is_the_source_that_samples_share(sample_id, cluster):
+    assert sample_cluster(sample_id) == cluster
+
+
+def test_tasks_share_clusters_where_they_share_sources(cache):
+    assert clusters("letters", cache) == clusters("style", cache)
+    assert len(clusters("letters", cache)) == 7
+    assert clusters("street", cache) == clusters("photo", cache)
+    assert len(clusters("photo", cache)) == 4 * len(PHOTOS)
+    assert len(clusters("texture", cache)) == 4 * len(TEXTURES)
+    assert len(clusters("digits", cache)) == len(clusters("mnist", cache)) == 500
+    apart = [clusters(name, cache) for name in ("digits", "mnist", "letters", "photo", "texture")]
+    assert len(set().union(*apart)) == sum(map(len, apart))
 
 
 @pytest.mark.parametrize(("table", "task"), [(TEXTURES, "texture"), (PHOTOS, "photo")])

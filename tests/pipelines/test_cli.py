@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from pipelines.cli import app
 from pipelines.results import write_results
 
 RECIPE = "base: ./b\nmodels: [./m1, ./m2]\nmethod: ties\n"
-RUN = "name: q\nmodels: [./m1, ./m2]\nbase: ./b\nevaluate: {benchmarks: [a]}\n"
+RUN = "name: q\nmodels: [./m1, ./m2]\nbase: ./b\nevaluate: {benchmarks: [digits]}\n"
 CLI = [sys.executable, "-m", "pipelines.cli"]
 
 
@@ -55,14 +56,14 @@ def invoke(*arguments: str):
     return CliRunner().invoke(app, list(arguments))
 
 
-def test_run_passes_the_checked_config_and_its_yaml(folder, calls):
+def test_run_passes_the_checked_config_that_tells_itself(folder, calls):
     result = invoke("run", "run.yaml", "seed=3", "evaluate.batch_size=7", "--seeds", "2")
     assert result.exit_code == 0, result.output
-    config, text = calls.arguments
+    (config,) = calls.arguments
     assert (config.seed, config.evaluate.batch_size, calls.options["seeds"]) == (3, 7, 2)
-    content = yaml.safe_load(text)
+    content = yaml.safe_load(config.text())
     assert content["seed"] == 3
-    assert content["evaluate"] == {"benchmarks": ["a"], "batch_size": 7}
+    assert content["evaluate"] == {"benchmarks": ["digits"], "batch_size": 7}
     assert type(config).model_validate(content) == config
 
 
@@ -92,6 +93,13 @@ def test_show_prints_markdown_and_the_spread_over_seeds(folder, tiny):
     assert single.stdout.startswith("| model ")
     several = invoke("show", "one", "two", "--markdown")
     assert "sample standard deviation over seeds" in several.stdout
+
+
+def test_show_refuses_one_seed_twice(folder, tiny):
+    write_results(tiny, folder / "one")
+    result = invoke("show", "one", "one")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: one and one are both of seed 0")
 
 
 @pytest.mark.parametrize(
@@ -177,6 +185,24 @@ def test_a_missing_library_names_its_extra(folder, calls):
     assert result.stderr == "error: ray is not installed: pip install 'nan-merge[cluster]'\n"
 
 
+def test_an_error_of_a_worker_that_is_ours_is_one_line_too(folder, calls):
+    error = RuntimeError("ray::_call()\n  File x, line 1\nZeroDivisionError: division by zero")
+    error.cause = ZeroDivisionError("division by zero")  # type: ignore[attr-defined]
+    calls.error = error
+    result = invoke("plan", "recipe.yaml")
+    assert result.stderr.startswith("internal error: ZeroDivisionError: division by zero; rerun")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_no_message_shows_a_password(folder, calls, debug):
+    calls.error = OutputError("cannot reach http://me:secret@host/x?token=hidden")
+    result = invoke("plan", "recipe.yaml", *debug)
+    assert "http://***@host/x?token=***" in result.stderr
+    assert "secret" not in result.stderr + result.stdout
+    assert "hidden" not in result.stderr + result.stdout
+
+
 def test_ctrl_c_says_how_to_continue(folder, calls):
     calls.error = KeyboardInterrupt()
     result = invoke("plan", "recipe.yaml")
@@ -207,6 +233,35 @@ def test_exit_codes_of_the_real_process(folder):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: nowhere.yaml: no such file\n"
     assert subprocess.run([*CLI, "--help"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("form", [[], ["--markdown"]])
+def test_output_that_cannot_be_written_is_no_internal_error(folder, tiny, form):
+    write_results(tiny, folder / "one")
+    command = [*CLI, "show", "one", *form]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: No space left on the disk")
+    assert done.stderr.count("\n") == 1
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+
+
+@pytest.mark.parametrize("form", [[], ["--markdown"]])
+def test_a_terminal_that_knows_ascii_alone(folder, tiny, form):
+    write_results(tiny, folder / "one")
+    done = subprocess.run(
+        [*CLI, "show", "one", *form],
+        capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "TIES" in done.stdout
 
 
 def test_sigint_of_the_real_process(folder):

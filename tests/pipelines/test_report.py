@@ -81,7 +81,33 @@ def test_the_page_tells_failures_facts_configuration_and_limits(results, tmp_pat
     assert "GPU paths of this software are unverified" in text
 
 
-def test_differences_take_the_averages_as_independent(tiny):
+def test_differences_are_paired_by_sample(tiny):
+    known = replace(
+        tiny,
+        averages={"TA": (0.7, 0.04), "TIES": (0.71, 0.05)},
+        differences={"TIES": (0.01, 0.004)},
+    )
+    sheet = report.baseline_sheet(known)
+    assert sheet is not None
+    baseline, other = sheet.lines
+    assert [cell.inline for cell in baseline.cells] == ["70.0", "baseline", ""]
+    assert [cell.inline for cell in other.cells] == ["71.0", "+1.00 ± 0.40", "+2.5"]
+    assert "paired by sample, over the test set's sources" in sheet.caption
+    assert "conservative" not in sheet.caption
+
+
+def test_the_page_says_what_errors_are_over(tiny, tmp_path):
+    known = replace(tiny, averages={"TA": (0.7, 0.04)}, differences={"TIES": (0.01, 0.004)})
+    text = "\n".join(parsed(report.write_report(known, tmp_path)).texts)
+    assert "one standard error over the test set's sources" in " ".join(text.split())
+    assert "sources of these samples (fonts, picture cells, scans)" in text
+    assert "Where sources are few" in text
+    assert "nothing about another training seed" in text
+    assert "takes into account that benchmarks share sources" in text
+    assert "independent." not in text.replace("do not count as independent.", "")
+
+
+def test_differences_of_older_results_take_the_averages_as_independent(tiny):
     sheet = report.baseline_sheet(tiny)
     assert sheet is not None
     # 71 - 70; sqrt(2.5^2 + 5^2) = 5.59; 1 / 5.59 = .18

@@ -1,5 +1,6 @@
 """The whole story on a miniature: train, merge, evaluate, record, report; then all over again."""
 
+import fcntl
 import json
 import os
 import sqlite3
@@ -7,11 +8,16 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import yaml
+from pydantic import ValidationError
 from rich.console import Console
 
+from nan_merge.errors import ConfigError, MissingExtraError, OutputError
 from pipelines.config import RunConfig
+from pipelines.preflight import check_run
 from pipelines.results import read_results
 from pipelines.run import run_config
+from pipelines.run_folder import folder_names, refuse_other_run, sole_writer
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 TASKS = ("digits", "texture")
@@ -43,7 +49,7 @@ def miniature(folder: Path, **changes: object) -> RunConfig:
 
 def run(config: RunConfig, **options: int) -> str:
     console = Console(file=StringIO(), width=120)
-    run_config(config, "name: miniature\n", console=console, **options)
+    run_config(config, console=console, **options)
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
 
@@ -63,7 +69,7 @@ def test_the_table_and_the_files_are_there(first_run: tuple[Path, str]):
     assert len(rows) == (2 + len(MERGES)) * len(TASKS)
     for row in rows:
         assert 0 <= row["value"] <= 1
-        assert 0 < row["standard_error"] < 0.05
+        assert 0 < row["standard_error"] < 0.2
         assert row["num_samples"] == 500
     report = (folder / "run" / "report.html").read_text()
     assert "TIES + NAN" in report
@@ -80,6 +86,22 @@ def test_scores_are_the_share_of_right_predictions(first_run: tuple[Path, str]):
         row = results.row(merge, "digits")
         assert row is not None
         assert row.value == right / 500
+
+
+def test_errors_are_over_sources_and_differences_are_paired(first_run: tuple[Path, str]):
+    folder, output = first_run
+    results = read_results(folder / "run")
+    names = [str(merge["name"]) for merge in MERGES]
+    assert set(results.averages) == {"Pretrained", "Individual", *names}
+    assert set(results.differences) == {name for name in names if name != "TA"}
+    for name, (value, error) in results.differences.items():
+        assert value == pytest.approx(results.averages[name][0] - results.averages["TA"][0])
+        assert error >= 0
+    path = folder / "run" / "predictions" / "ta" / "texture.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    assert len({line["cluster_id"] for line in lines}) == 28
+    assert "over the test set's sources" in " ".join(output.split())
+    assert list((folder / "cache" / "heads").glob("heads-*.safetensors"))
 
 
 def test_coefficients_of_nan_sum_to_half_the_number_of_models(first_run: tuple[Path, str]):
@@ -148,3 +170,141 @@ def test_ones_own_models_take_the_same_way(first_run: tuple[Path, str]):
     for merge in ("Average", "TA + NAN"):
         assert own.average(merge) == trained.average(merge)
     assert not (folder / "own" / "mlflow.db").exists()
+
+
+def test_the_run_file_is_kept_as_it_was_run(first_run: tuple[Path, str]):
+    folder, output = first_run
+    kept = yaml.safe_load((folder / "run" / "config.yaml").read_text())
+    assert RunConfig.model_validate(kept) == miniature(folder)
+    assert read_results(folder / "run").config_yaml == (folder / "run" / "config.yaml").read_text()
+    assert "note: TA + NAN: The coefficients lie within 1 % of each other" in output
+
+
+def test_models_of_other_names_have_no_row_and_a_note(
+    first_run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+):
+    folder, _ = first_run
+    (experts,) = (folder / "cache").glob("experts-*")
+    monkeypatch.setenv("HOME", str(folder))
+    home = Path("~") / experts.relative_to(folder)
+    config = miniature(
+        folder,
+        run_folder=folder / "named",
+        experts=None,
+        base=str(home / "clip" / "image_tower"),
+        clip=str(home / "clip"),
+        models=[{"path": str(home / task), "name": f"模型-{task}"} for task in TASKS],
+        merges=({"name": "平均", "method": "average"},),
+        track={"mlflow": False},
+    )
+    output = run(config)
+    assert "note: there is no row Individual, because" in output
+    assert (folder / "named" / "checkpoints" / "平均").is_dir()
+    assert (folder / "named" / "predictions" / "模型-digits").is_dir()
+
+
+def test_damaged_norms_are_taken_anew(first_run: tuple[Path, str]):
+    folder, _ = first_run
+    path = folder / "run" / "norms.json"
+    whole = path.read_text()
+    path.write_text(whole[: len(whole) // 2])
+    run(miniature(folder))
+    assert path.read_text() == whole
+
+
+def test_another_seed_does_not_write_over_a_run(first_run: tuple[Path, str]):
+    folder, _ = first_run
+    before = (folder / "run" / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=r"with seed 0; .* seed 1 .*`run_folder=.*-seed1`"):
+        run(miniature(folder, seed=1))
+    assert (folder / "run" / "config.yaml").read_bytes() == before
+
+
+def test_each_seed_keeps_its_own_run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    configs: list[RunConfig] = []
+
+    monkeypatch.setattr("pipelines.run._run_once", lambda config, _: configs.append(config))
+    monkeypatch.setattr("pipelines.run.write_seeds_report", lambda *_: "report")
+    monkeypatch.setattr("pipelines.run.seeds_table", lambda *_: "table")
+    monkeypatch.setattr("pipelines.run.ablation_pairs", lambda *_: [])
+    run(miniature(tmp_path, seed=4), seeds=3)
+    texts = [yaml.safe_load(config.text()) for config in configs]
+    assert [text["seed"] for text in texts] == [4, 5, 6]
+    assert [Path(text["run_folder"]).name for text in texts] == ["run", "run-seed5", "run-seed6"]
+
+
+def test_a_run_folder_has_one_writer(tmp_path: Path):
+    with (
+        sole_writer(tmp_path / "run"),
+        pytest.raises(OutputError, match="Another run is writing"),
+        sole_writer(tmp_path / "run"),
+    ):
+        pass
+    with sole_writer(tmp_path / "run"):
+        descriptor = os.open(tmp_path / "run", os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
+
+
+def test_a_run_folder_that_is_a_file(tmp_path: Path):
+    (tmp_path / "run").write_text("thesis")
+    with pytest.raises(OutputError, match="is a file"):
+        run(miniature(tmp_path))
+
+
+def test_damaged_results_do_not_stop_a_run(tmp_path: Path):
+    (tmp_path / "run.json").write_text('{"name": ')
+    refuse_other_run(tmp_path, "miniature", 1)
+
+
+def test_folders_of_names_in_any_script_stay_apart():
+    names = ["TA + NAN (weights)", "平均", "加权平均", "a b", "a-b", "???", "長" * 200]
+    folders = folder_names(names)
+    assert folders["TA + NAN (weights)"] == "ta-nan-weights"
+    assert folders["平均"] == "平均"
+    assert folders["a b"].startswith("a-b-")
+    assert len(set(folders.values())) == len(names)
+    assert max(len(folder.encode()) for folder in folders.values()) < 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"merges": [{"name": "Individual", "method": "average"}]}, "called Individual"),
+        ({"merges": [{"name": "Pretrained", "method": "average"}]}, "called Pretrained"),
+        ({"merges": [{"name": "digits", "method": "average"}]}, "both called digits"),
+        ({"experts": {"tasks": ["digits", "digits"]}}, "'?digits'? is named twice"),
+        ({"experts": {"tasks": ["digits", "textur"]}}, "did you mean 'texture'"),
+        ({"evaluate": {"benchmarks": ["digits", "digits"]}}, "is named twice"),
+        ({"evaluate": {"benchmarks": ["digit"]}}, "did you mean 'digits'"),
+        ({"experts": None, "models": ["a/x", "b/x"]}, "two models are both called x"),
+        ({"experts": None, "models": ["a/Pretrained"]}, "called Pretrained"),
+    ],
+)
+def test_names_that_would_mix_rows(tmp_path: Path, changes: dict[str, object], words: str):
+    with pytest.raises(ValidationError, match=words):
+        miniature(tmp_path, **changes)
+
+
+def test_an_unknown_backbone_is_refused_before_any_worker_starts(tmp_path: Path):
+    experts = {"backbone": "nan-merge-mimi", "tasks": TASKS}
+    with pytest.raises(ConfigError, match="did you mean 'nan-merge-mini'"):
+        check_run(miniature(tmp_path, experts=experts))
+    check_run(miniature(tmp_path, experts=experts | {"backbone": "ViT-B-32"}))
+
+
+def test_a_missing_library_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipelines.extras.find_spec", lambda name: None if name == "mlflow" else 1)
+    with pytest.raises(MissingExtraError, match=r"mlflow .*nan-merge\[track\]"):
+        run(miniature(tmp_path))
+    assert not (tmp_path / "run").exists()
+    check_run(miniature(tmp_path, track={"mlflow": False}))
+
+
+def test_a_password_is_not_kept(tmp_path: Path):
+    text = miniature(tmp_path, track={"uri": "http://me:se@cret@host:5000"}).text()
+    assert "uri: http://***@host:5000" in text
+    assert "cret" not in text

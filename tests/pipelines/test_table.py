@@ -29,6 +29,13 @@ def test_scores_are_percent_and_the_average_has_its_error(tiny):
     assert cells(sheet, "TA") == ["60.0", "80.0*", "70.0 ± 2.5"]
 
 
+def test_the_caption_says_what_errors_are_over(tiny):
+    assert "one standard error over test samples;" in table.results_sheet(tiny).caption
+    known = replace(tiny, averages={"TA": (0.7, 0.04)})
+    assert "error over the test set's sources;" in table.results_sheet(known).caption
+    assert cells(table.results_sheet(known), "TA")[-1] == "70.0 ± 4.0"
+
+
 def test_only_merged_models_can_be_best_and_ties_share_the_mark(tiny):
     rows = [replace(row, value=0.9) if row.model != "base" else row for row in tiny.rows]
     rows = [replace(row, value=1.0) if row.model == "base" else row for row in rows]

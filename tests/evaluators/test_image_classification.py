@@ -1,0 +1,107 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluators.backends.clip import build_clip
+from evaluators.backends.clip_checkpoints import save_clip
+from evaluators.image_classification import (
+    ImageBenchmark,
+    ImageScoring,
+    score_image_tower,
+    write_heads,
+)
+from evaluators.image_sets import ImageSet, save_image_set
+from evaluators.predictions import read_predictions
+from evaluators.torchvision_repair import repair
+
+repair()
+pytest.importorskip("open_clip")
+
+LETTERS = tuple("abcdefghijklmnopqrstuvwxyz")
+
+
+def save_toy_set(path: Path) -> ImageSet:
+    rng = np.random.default_rng(0)
+    toy = ImageSet(
+        name="toy",
+        split="test",
+        images=rng.integers(0, 256, (26, 32, 32, 3)).astype(np.uint8),
+        labels=np.arange(26),
+        sample_ids=tuple(f"toy/test/{index}/font-{index % 3}" for index in range(26)),
+        class_names=LETTERS,
+        templates=("the letter {}.",),
+    )
+    save_image_set(toy, path)
+    return toy
+
+
+def font_of(sample_id: str) -> str:
+    return sample_id.split("/")[3]
+
+
+def test_predictions_carry_the_source_of_their_sample(tmp_path):
+    toy = save_toy_set(tmp_path / "toy.npz")
+    clip = build_clip("nan-merge-mini", seed=0)
+    save_clip(clip, tmp_path / "clip")
+    heads = str(tmp_path / "heads.safetensors")
+    write_heads(str(tmp_path / "clip"), {"toy": str(tmp_path / "toy.npz")}, heads)
+    benchmark = ImageBenchmark("toy", str(tmp_path / "toy.npz"), toy.digest(), heads, font_of)
+    path = tmp_path / "toy.jsonl"
+    score = score_image_tower(clip.tower, ImageScoring(benchmark, str(path), "key", 10))
+    predictions = read_predictions(path)
+    assert {each.cluster_id for each in predictions} == {"font-0", "font-1", "font-2"}
+    assert all(each.cluster_id == font_of(each.sample_id) for each in predictions)
+    assert score.num_samples == 26
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from evaluators.backends.clip import build_clip
+from evaluators.backends.clip_checkpoints import save_clip, save_image_tower, save_tensors
+from evaluators.image_classification import write_heads
+from nan_merge.errors import OutputError
+
+folder = Path(sys.argv[1])
+clip = build_clip("nan-merge-mini", seed=0)
+save_clip(clip, folder / "clip")
+heads = folder / "kept" / "heads.safetensors"
+write_heads(str(folder / "clip"), {"toy": str(folder / "toy.npz")}, str(heads))
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+for write in (
+    lambda: save_clip(clip, folder / "other"),
+    lambda: save_image_tower(clip.tower, folder / "tower"),
+    lambda: write_heads(str(folder / "clip"), {"toy": str(folder / "toy.npz")}, str(heads)),
+):
+    try:
+        write()
+        print("written")
+    except OutputError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_is_told_and_leaves_no_part_of_a_file(tmp_path):
+    save_toy_set(tmp_path / "toy.npz")
+    root = Path(__file__).parents[2]
+    result = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    files = ("open_clip_model.safetensors", "model.safetensors", "heads.safetensors")
+    for line, file in zip(result.stdout.splitlines(), files, strict=True):
+        assert line.startswith("No space left on the disk while writing")
+        assert file in line
+    # The old heads stay; nothing else was left where tensors should be.
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["heads.safetensors"]
+    assert [path.name for path in (tmp_path / "tower").iterdir()] == ["config.json"]
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["open_clip_config.json"]
+    assert json.loads((tmp_path / "tower" / "config.json").read_text())["backbone"]

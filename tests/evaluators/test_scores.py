@@ -1,0 +1,84 @@
+import math
+
+import pytest
+
+from evaluators.predictions import Prediction
+from evaluators.scores import score_accuracy, score_average, score_difference
+
+
+def answered(*outcomes: tuple[str, int]) -> list[Prediction]:
+    """Predictions of these (cluster, right or wrong), with sample ids by place."""
+    return [
+        Prediction(f"sample-{place}", cluster, "yes", "yes" if right else "no", -0.1)
+        for place, (cluster, right) in enumerate(outcomes)
+    ]
+
+
+def test_without_shared_sources_the_error_is_that_of_a_mean():
+    score = score_accuracy("a", answered(("w", 1), ("x", 1), ("y", 1), ("z", 0)))
+    # p = 3/4; sqrt(p (1 - p) / (n - 1)) = sqrt(3/16 / 3) = 1/4
+    assert (score.benchmark, score.metric, score.num_samples) == ("a", "top1", 4)
+    assert (score.value, score.standard_error) == pytest.approx((0.75, 0.25))
+
+
+def test_samples_of_one_source_count_once():
+    score = score_accuracy("a", answered(("x", 1), ("x", 1), ("y", 0), ("y", 0)))
+    # Residuals by cluster: +1 and -1; sqrt(2 / 1 * (1 + 1)) / 4 = 1/2
+    assert (score.value, score.standard_error) == pytest.approx((0.5, 0.5))
+
+
+def test_one_source_alone_has_no_error():
+    assert math.isnan(score_accuracy("a", answered(("x", 1), ("x", 0))).standard_error)
+
+
+def test_an_average_over_benchmarks_that_share_sources_by_hand():
+    score = score_average(
+        {
+            "a": answered(("x", 1), ("y", 0)),
+            "b": answered(("x", 1), ("x", 1), ("y", 0), ("z", 0)),
+        }
+    )
+    # Both means are 1/2; a sample weighs 1/4 in a and 1/8 in b.
+    # x: 1/4 * 1/2 + 1/8 * 1 = 1/4;  y: -1/4 * 1/2 - 1/8 * 1/2 = -3/16;  z: -1/16
+    # sqrt(3 / 2 * (16 + 9 + 1) / 256 ) = sqrt(78 / 512)
+    assert score.value == 0.5
+    assert score.standard_error == pytest.approx(math.sqrt(78 / 512))
+    assert (score.benchmark, score.num_samples) == ("average", 6)
+
+
+def test_an_average_weighs_benchmarks_and_not_samples():
+    score = score_average({"a": answered(("x", 1)), "b": answered(("y", 0), ("z", 0), ("w", 0))})
+    assert score.value == 0.5
+
+
+def test_an_average_of_one_benchmark_is_its_score():
+    answers = answered(("x", 1), ("x", 0), ("y", 1), ("z", 0), ("z", 1))
+    score, average = score_accuracy("a", answers), score_average({"a": answers})
+    assert (average.value, average.standard_error) == (score.value, score.standard_error)
+
+
+def test_differences_are_paired_by_sample_by_hand():
+    ours = {"a": answered(("x", 1), ("x", 1), ("y", 0), ("z", 0))}
+    theirs = {"a": answered(("x", 1), ("x", 0), ("y", 0), ("z", 0))[::-1]}
+    difference = score_difference(ours, theirs)
+    # One sample of four is gained, in x. Residuals: x 3/4 - 1/4, y -1/4, z -1/4.
+    # sqrt(3 / 2 * (4 + 1 + 1) / 16) / 4 = 3/16
+    assert (difference.value, difference.standard_error) == pytest.approx((0.25, 3 / 16))
+
+
+def test_a_model_does_not_differ_from_itself():
+    answers = {"a": answered(("x", 1), ("y", 0)), "b": answered(("x", 0), ("z", 1))}
+    difference = score_difference(answers, answers)
+    assert (difference.value, difference.standard_error) == (0, 0)
+
+
+def test_what_cannot_be_scored_is_refused():
+    answers = {"a": answered(("x", 1), ("y", 0))}
+    with pytest.raises(ValueError, match="no predictions"):
+        score_average({})
+    with pytest.raises(ValueError, match="b: there are no predictions"):
+        score_average({**answers, "b": []})
+    with pytest.raises(ValueError, match="same samples"):
+        score_difference(answers, {"a": answers["a"][:1]})
+    with pytest.raises(ValueError, match="benchmarks differ"):
+        score_difference(answers, {"b": answers["a"]})

@@ -1,0 +1,139 @@
+"""What is kept between runs is known by everything that shaped it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from evaluators.backends.clip import build_clip
+from evaluators.backends.clip_checkpoints import save_clip, save_image_tower
+from evaluators.image_classification import ImageBenchmark
+from evaluators.predictions import read_predictions
+from evaluators.quickstart_images import image_set_path, load_quickstart_task, sample_cluster
+from evaluators.torchvision_repair import repair
+from nan_merge.errors import CheckpointError
+from pipelines import evaluate
+from pipelines.evaluate import Candidate, evaluate_candidates, image_benchmarks
+
+repair()
+for package in ("open_clip", "sklearn", "matplotlib"):
+    pytest.importorskip(package)
+
+NAMES = ("letters", "style")
+
+
+class Here:
+    """Workers that work in this process, and count."""
+
+    def __init__(self) -> None:
+        self.num_tasks = 0
+        self.scored: list[str] = []
+
+    def run_tasks(self, stage, tasks):
+        self.num_tasks += len(tasks)
+        return [task.function(*task.arguments) for task in tasks]
+
+    def serve_models(self, stage, jobs, on_result):
+        for job in jobs:
+            model = job.load(*job.arguments)
+            for item in job.items:
+                self.scored.append(f"{job.label}/{item.benchmark.name}")
+                on_result(job, item, job.work(model, item))
+
+
+@pytest.fixture
+def workers() -> Here:
+    return Here()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two CLIPs of other weights, a tower, and the images."""
+    folder = tmp_path_factory.mktemp("made")
+    for seed in (0, 1):
+        clip = build_clip("nan-merge-mini", seed=seed)
+        save_clip(clip, folder / f"clip{seed}")
+    save_image_tower(clip.tower, folder / "tower")
+    for name in NAMES:
+        load_quickstart_task(name, "test", seed=0, cache=folder)
+    return folder
+
+
+@pytest.fixture
+def work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NAN_MERGE_CACHE", str(tmp_path / "hashes"))
+    return Path(shutil.copytree(made, tmp_path / "work"))
+
+
+def benchmarks(work: Path, workers: Here, clip: str = "clip0") -> list[ImageBenchmark]:
+    sets = {name: image_set_path(name, "test", 0, work) for name in NAMES}
+    return image_benchmarks(work / clip, sets, NAMES, work / "heads", workers)  # type: ignore[arg-type]
+
+
+def heads_of(found: list[ImageBenchmark]) -> str:
+    (path,) = {benchmark.heads_path for benchmark in found}
+    return path
+
+
+def test_heads_are_made_once_and_of_the_content_of_the_clip(work, workers):
+    first = heads_of(benchmarks(work, workers))
+    assert Path(first).parent == work / "heads"
+    assert heads_of(benchmarks(work, workers)) == first
+    assert workers.num_tasks == 1
+    # Another CLIP in the same place: its heads are its own.
+    shutil.rmtree(work / "clip0")
+    shutil.copytree(work / "clip1", work / "clip0")
+    second = heads_of(benchmarks(work, workers))
+    assert Path(second).read_bytes() != Path(first).read_bytes()
+    # The same CLIP in another place: nothing is made again.
+    assert heads_of(benchmarks(work, workers, "clip1")) == second
+    assert workers.num_tasks == 2
+
+
+def test_heads_are_made_anew_for_another_config_or_protocol(work, workers, monkeypatch):
+    first = heads_of(benchmarks(work, workers))
+    path = work / "clip0" / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["model_cfg"]["text_cfg"]["heads"] = 1
+    path.write_text(json.dumps(config))
+    second = heads_of(benchmarks(work, workers))
+    monkeypatch.setattr(evaluate, "PROTOCOL_VERSION", evaluate.PROTOCOL_VERSION + 1)
+    assert len({first, second, heads_of(benchmarks(work, workers))}) == 3
+
+
+def test_a_clip_that_is_not_there_is_named(work, workers):
+    with pytest.raises(CheckpointError, match=r"nowhere/open_clip_config\.json.*`clip`"):
+        benchmarks(work, workers, "nowhere")
+
+
+def test_predictions_are_made_anew_when_the_config_or_the_batch_changes(work, workers):
+    found = benchmarks(work, workers)
+    candidates = [Candidate("tower", work / "tower", work / "predictions")]
+
+    def scored(batch_size: int = 250) -> list[str]:
+        workers.scored.clear()
+        evaluate_candidates(candidates, found, batch_size, workers)
+        return workers.scored
+
+    assert scored() == ["tower/letters", "tower/style"]
+    assert scored() == []
+    assert scored(100) == ["tower/letters", "tower/style"]
+    path = work / "tower" / "config.json"
+    config = json.loads(path.read_text())
+    config["preprocess"]["mean"] = [0.5, 0.5, 0.5]
+    path.write_text(json.dumps(config))
+    assert scored(100) == ["tower/letters", "tower/style"]
+    assert scored(100) == []
+
+
+def test_predictions_know_their_source(work, workers):
+    candidate = Candidate("tower", work / "tower", work / "predictions")
+    scores = evaluate_candidates([candidate], benchmarks(work, workers), 250, workers)  # type: ignore[arg-type]
+    for name in NAMES:
+        predictions = read_predictions(candidate.predictions / f"{name}.jsonl")
+        assert len({each.cluster_id for each in predictions}) == 7
+        assert all(each.cluster_id == sample_cluster(each.sample_id) for each in predictions)
+        assert scores["tower", name].num_samples == 500
