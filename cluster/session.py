@@ -85,20 +85,24 @@ def _connect(ray: Any, address: str, num_cpus: int | None) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except Exception as error:  # a plain Exception is what Ray raises when a node does not start
+    except Exception as error:  # a plain Exception is what Ray raises if a node does not start
         with suppress(Exception):
             ray.shutdown()
-        reason = (" ".join(str(error).split())[:300] or type(error).__name__).rstrip(". ")
-        if local:
-            raise NanMergeError(
-                f"Ray could not start on this machine: {reason}. Often the machine is too busy or "
-                "short of memory: run the same command again, with fewer workers "
-                "(`cluster.num_workers=1`) if it happens again."
-            ) from error
-        raise NanMergeError(
-            f"Cannot join Ray at {address!r}: {reason}. Start a cluster there, or use "
-            f"`cluster.address=local`. {_TOKEN_HINT}"
-        ) from error
+        raise NanMergeError(_why_not(address, error)) from error
+
+
+def _why_not(address: str, error: Exception) -> str:
+    reason = (" ".join(str(error).split())[:300] or type(error).__name__).rstrip(". ")
+    if address == "local":
+        return (
+            f"Ray could not start on this machine: {reason}. Often the machine is too busy or "
+            "short of memory: run the same command again, with fewer workers "
+            "(`cluster.num_workers=1`) if it happens again."
+        )
+    return (
+        f"Cannot join Ray at {address!r}: {reason}. Start a cluster there, or use "
+        f"`cluster.address=local`. {_TOKEN_HINT}"
+    )
 
 
 def _probe(address: str) -> None:

@@ -177,8 +177,8 @@ def baseline_sheet(results: RunResults) -> Sheet | None:
         lines.append(Line(model, cells))
     caption = f"Average minus that of {baseline}, in percentage points; ±: standard error of the "
     caption += (
-        f"difference, paired by sample, over {error_source(results)}. "
-        if results.differences
+        f"difference, paired by sample, over {error_source(results)}; few make it uncertain. "
+        if results.averages
         else "difference as if the two models had answered different samples. They answered the "
         "same ones, so this is conservative: the true error is smaller, as a rule. "
     )

@@ -43,13 +43,6 @@ def markdown_seeds_table(results: Sequence[RunResults]) -> str:
     return markdown(seeds_sheet(results))
 
 
-def markdown_seed_differences(
-    results: Sequence[RunResults], pairs: Sequence[tuple[str, str]]
-) -> str:
-    """Differences of averages, paired by seed, in Markdown."""
-    return markdown(differences_sheet(results, pairs))
-
-
 def results_sheet(results: RunResults) -> Sheet:
     """Rows are models, columns benchmarks with the average last, values in percent.
 

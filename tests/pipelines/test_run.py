@@ -16,7 +16,7 @@ from nan_merge.errors import ConfigError, MissingExtraError, OutputError
 from pipelines.config import RunConfig
 from pipelines.preflight import check_run
 from pipelines.results import read_results
-from pipelines.run import run_config
+from pipelines.run import RunModels, list_candidates, run_config
 from pipelines.run_folder import folder_names, refuse_other_run, sole_writer
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -175,25 +175,21 @@ def test_ones_own_models_take_the_same_way(first_run: tuple[Path, str]):
 def test_the_run_file_is_kept_as_it_was_run(first_run: tuple[Path, str]):
     folder, output = first_run
     kept = yaml.safe_load((folder / "run" / "config.yaml").read_text())
-    assert RunConfig.model_validate(kept) == miniature(folder)
+    assert RunConfig.model_validate(kept) == miniature(folder, merges=kept["merges"])
     assert read_results(folder / "run").config_yaml == (folder / "run" / "config.yaml").read_text()
     assert "note: TA + NAN: The coefficients lie within 1 % of each other" in output
 
 
-def test_models_of_other_names_have_no_row_and_a_note(
-    first_run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
-):
+def test_models_of_other_names_have_no_row_and_a_note(first_run: tuple[Path, str]):
     folder, _ = first_run
     (experts,) = (folder / "cache").glob("experts-*")
-    monkeypatch.setenv("HOME", str(folder))
-    home = Path("~") / experts.relative_to(folder)
     config = miniature(
         folder,
         run_folder=folder / "named",
         experts=None,
-        base=str(home / "clip" / "image_tower"),
-        clip=str(home / "clip"),
-        models=[{"path": str(home / task), "name": f"模型-{task}"} for task in TASKS],
+        base=str(experts / "clip" / "image_tower"),
+        clip=str(experts / "clip"),
+        models=[{"path": str(experts / task), "name": f"模型-{task}"} for task in TASKS],
         merges=({"name": "平均", "method": "average"},),
         track={"mlflow": False},
     )
@@ -201,6 +197,25 @@ def test_models_of_other_names_have_no_row_and_a_note(
     assert "note: there is no row Individual, because" in output
     assert (folder / "named" / "checkpoints" / "平均").is_dir()
     assert (folder / "named" / "predictions" / "模型-digits").is_dir()
+
+
+def test_a_path_from_home_is_resolved_for_the_evaluation(
+    first_run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+):
+    folder, _ = first_run
+    (experts,) = (folder / "cache").glob("experts-*")
+    monkeypatch.setenv("HOME", str(folder))
+    home = Path("~") / experts.relative_to(folder)
+    own = {
+        "base": str(home / "clip" / "image_tower"),
+        "clip": "~",
+        "models": [str(home / "digits")],
+    }
+    config = miniature(folder, experts=None, merges=(), **own)
+    assert config.base is not None
+    models = RunModels(config.base, config.models, folder, {})
+    found = [candidate.folder for candidate in list_candidates(config, models, [])]
+    assert found == [experts / "clip" / "image_tower", experts / "digits"]
 
 
 def test_damaged_norms_are_taken_anew(first_run: tuple[Path, str]):

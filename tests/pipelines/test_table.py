@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from pipelines import table
-from pipelines.sheet import Cell, short_labels
+from pipelines.sheet import Cell, markdown, short_labels
 
 
 def printed(drawn, width: int = 100) -> str:
@@ -117,9 +117,8 @@ def test_markdown_is_a_table_with_escaped_names_and_bold_best(results, seeds):
     assert any("**72.5 ± 0.7**" in line for line in lines)
     assert "bold: best merged model" in lines[-1]
     assert " ± 0.4 |" in table.markdown_seeds_table(seeds)
-    assert "+1.23 ± 0.80" in table.markdown_seed_differences(
-        seeds, [("Weight averaging", "Task Arithmetic (0.3)")]
-    )
+    pairs = [("Weight averaging", "Task Arithmetic (0.3)")]
+    assert "+1.23 ± 0.80" in markdown(table.differences_sheet(seeds, pairs))
 
 
 def test_labels_are_abbreviated_alike_and_only_when_too_wide():
