@@ -115,7 +115,7 @@ def nan_merge(
 @app.command(
     epilog="Examples:\n\nnan-merge run configs/quickstart.yaml\n\n"
     "nan-merge run configs/quickstart.yaml --seeds 3\n\n"
-    "nan-merge run configs/quickstart.yaml seed=1 track.mlflow=false\n\n"
+    "nan-merge run configs/quickstart.yaml seed=1 run_folder=runs/seed1\n\n"
     "nan-merge run run.yaml merges.0.method.density=0.3 cluster.address=auto"
 )
 def run(

@@ -145,6 +145,34 @@ track: {mlflow: false}
 """
 
 
+def test_a_run_folder_that_is_a_file(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text(MINIATURE)
+    (tmp_path / "thesis").write_text("years of work")
+    assert_refused(nan_merge(tmp_path, "run", "run.yaml", "run_folder=thesis"), "thesis is a file")
+    assert (tmp_path / "thesis").read_text() == "years of work"
+
+
+def test_a_cluster_that_is_not_there(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text(MINIATURE)
+    result = nan_merge(tmp_path, "run", "run.yaml", "cluster.address=127.0.0.1:1")
+    assert_refused(result, "No Ray cluster answers at '127.0.0.1:1'", "cluster.address=local")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("merges.0.name=Individual", "called Individual"),
+        ("experts.tasks.1=textur", "did you mean 'texture'"),
+        ("evaluate.benchmarks=[digits, digits]", "is named twice"),
+        ("experts.backbone=ViT-B-23", "experts.backbone: 'ViT-B-23'"),
+    ],
+)
+def test_names_that_no_run_can_take(tmp_path: Path, override: str, words: str):
+    (tmp_path / "run.yaml").write_text(MINIATURE)
+    assert_refused(nan_merge(tmp_path, "run", "run.yaml", override), words)
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.ray
 def test_ctrl_c_in_the_middle_of_a_run_and_the_run_after_it(tmp_path: Path):
     (tmp_path / "run.yaml").write_text(MINIATURE)

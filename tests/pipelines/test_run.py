@@ -14,10 +14,12 @@ from rich.console import Console
 
 from nan_merge.errors import ConfigError, MissingExtraError, OutputError
 from pipelines.config import RunConfig
+from pipelines.masking import hide_passwords
 from pipelines.preflight import check_run
 from pipelines.results import read_results
 from pipelines.run import RunModels, list_candidates, run_config
 from pipelines.run_folder import folder_names, refuse_other_run, sole_writer
+from pipelines.tracking import how_to_look
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 TASKS = ("digits", "texture")
@@ -323,3 +325,15 @@ def test_a_password_is_not_kept(tmp_path: Path):
     text = miniature(tmp_path, track={"uri": "http://me:se@cret@host:5000"}).text()
     assert "uri: http://***@host:5000" in text
     assert "cret" not in text
+
+
+@pytest.mark.parametrize(
+    ("uri", "line"),
+    [
+        ("http://me:pw@host:5000/", "http://host:5000/#/experiments/1"),
+        ("sqlite:////a@b/mlflow.db", "mlflow ui --backend-store-uri sqlite:////a@b/mlflow.db"),
+        ("mysql://me:pw@db/x", "mlflow ui --backend-store-uri mysql://***@db/x"),
+    ],
+)
+def test_where_to_look_without_passwords(uri: str, line: str):
+    assert how_to_look(hide_passwords(uri), "/#/experiments/1", "mlflow")[0] == line
