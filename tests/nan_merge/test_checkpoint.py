@@ -61,7 +61,7 @@ def test_a_missing_shard_is_named(tmp_path: Path):
 
 def test_a_file_that_only_claims_to_be_a_checkpoint_is_refused(tmp_path: Path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
-    with pytest.raises(CheckpointError, match="pytorch_model.bin"):
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
         open_checkpoint(str(tmp_path))
 
 
