@@ -6,12 +6,15 @@ sibling ``.NAME.partial``, which the next attempt takes over or clears.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from nan_merge.errors import OutputError
@@ -149,3 +152,16 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def start_writeback(descriptor: int, offset: int, num_bytes: int) -> None:
+    """Ask the kernel to begin writing a range to the disk, so that the final sync waits less."""
+    if sys.platform.startswith("linux"):
+        # SYNC_FILE_RANGE_WRITE of sync_file_range(2). Only a hint: a failure changes nothing.
+        arguments = (ctypes.c_int(descriptor), ctypes.c_int64(offset), ctypes.c_int64(num_bytes))
+        _libc().sync_file_range(*arguments, ctypes.c_uint(2))
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)

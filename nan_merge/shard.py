@@ -29,7 +29,7 @@ from nan_merge.errors import CheckpointError, IncompatibleError
 from nan_merge.measure import Measured, method_of
 from nan_merge.methods import Context
 from nan_merge.plan import AlignedTensor, ShardPlan
-from nan_merge.publish import explain_write_errors, write_text_atomically
+from nan_merge.publish import explain_write_errors, start_writeback, write_text_atomically
 from nan_merge.recipe import MergeRecipe
 from nan_merge.safetensors_file import make_header
 
@@ -81,9 +81,11 @@ class _Output:
     def write(self, tensor: AlignedTensor, start: int, piece: Tensor) -> None:
         data = piece.view(-1).view(torch.uint8).numpy().data
         offset = self.offsets[tensor.name] + start * piece.dtype.itemsize
+        begin = offset
         while len(data):
             written = os.pwrite(self.descriptor, data, offset)
             data, offset = data[written:], offset + written
+        start_writeback(self.descriptor, begin, offset - begin)
 
 
 Digests = tuple[bytes, ...]
