@@ -11,6 +11,11 @@ from nan_merge.checkpoint import layer_of
 WHOLE_MODEL = "*"  # the only key of a table whose scope is the model
 
 
+def nearly_equal(values: Sequence[float], tolerance: float = 0.01) -> bool:
+    """Whether numbers lie within ``tolerance`` of each other, relative to the largest."""
+    return max(values) - min(values) <= tolerance * abs(max(values))
+
+
 @dataclass(frozen=True)
 class CoefficientTable:
     """What the merge reads: one number per model for each key of the scope.
@@ -37,7 +42,7 @@ class CoefficientTable:
 
     def is_nearly_uniform(self, tolerance: float = 0.01) -> bool:
         """Whether all coefficients of every key lie within ``tolerance`` of each other."""
-        return all(max(c) - min(c) <= tolerance * abs(max(c)) for c in self.coefficients.values())
+        return all(nearly_equal(row, tolerance) for row in self.coefficients.values())
 
     def as_json(self) -> dict[str, Any]:
         """For files: model -> number, or model -> layer or tensor -> number."""

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from nan_merge.coefficient_table import nearly_equal
 from nan_merge.manifest import MANIFEST_NAME, read_manifest
 from nan_merge.merge import merge_checkpoint
 from nan_merge.plan import MergePlan, check_disk, plan_merge
@@ -93,12 +94,18 @@ def coefficient_notes(manifest: dict[str, Any]) -> list[str]:
     values = list(manifest["coefficients"].values())
     if manifest["scope"] != "model" or not values:
         return []
-    notes = [f"Sum of the coefficients: {sum(values):.6g}."]
-    nearly_uniform = max(values) - min(values) <= 0.01 * abs(max(values))
-    if manifest["norms"] and len(values) > 1 and nearly_uniform:
-        notes.append(
-            "The coefficients lie within 1 % of each other: this is, in effect, uniform weighting. "
-            "Fine-tunes of one base have nearly equal weight norms; `target: task_vector` "
-            "compares what was learned instead."
-        )
-    return notes
+    return [f"Sum of the coefficients: {sum(values):.6g}.", *uniformity_notes(manifest)]
+
+
+def uniformity_notes(manifest: dict[str, Any]) -> list[str]:
+    """A warning if coefficients that were made from norms came out nearly equal, else nothing."""
+    values = list(manifest["coefficients"].values())
+    if manifest["scope"] != "model" or len(values) < 2 or not manifest["norms"]:
+        return []
+    if not nearly_equal(values):
+        return []
+    return [
+        "The coefficients lie within 1 % of each other: this is, in effect, uniform weighting. "
+        "Fine-tunes of one base have nearly equal weight norms; `target: task_vector` "
+        "compares what was learned instead."
+    ]

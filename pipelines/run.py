@@ -35,7 +35,7 @@ from pipelines.collect import (
 from pipelines.config import INDIVIDUAL, PRETRAINED, RunConfig
 from pipelines.evaluate import Candidate, evaluate_candidates, image_benchmarks
 from pipelines.experts import data_folder, prepare_sets, train_experts
-from pipelines.merge import coefficient_notes
+from pipelines.merge import uniformity_notes
 from pipelines.preflight import check_run
 from pipelines.progress import RunProgress
 from pipelines.report import write_report, write_seeds_report
@@ -252,10 +252,9 @@ def notes_of(results: RunResults, merges: Sequence[tuple[str, MergeRecipe, Path]
             f"benchmark ({', '.join(results.benchmarks())}); it scores each model on its own."
         )
     for name, recipe, path in merges:
-        # The first note is the sum, the second comes only where all are nearly the same.
         if recipe.coefficients.source in SHARES:
             manifest = read_manifest(path / MANIFEST_NAME)
-            notes += [f"note: {name}: {note}" for note in coefficient_notes(manifest)[1:]]
+            notes += [f"note: {name}: {note}" for note in uniformity_notes(manifest)]
     return notes
 
 
