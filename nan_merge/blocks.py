@@ -1,4 +1,4 @@
-"""Cut tensors into pieces of work, and run them on processes.
+"""Cut tensors into pieces of work.
 
 A *block* is the unit of arithmetic: small enough that all that is made of it stays in the
 processor's cache. A *chunk* is the unit of work and of hashing: a run of blocks of one tensor,
@@ -8,37 +8,29 @@ so neither do sums and hashes over them.
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
-import signal
-import sys
-import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 import xxhash
-from torch import Tensor
 
-from nan_merge.errors import NanMergeError
+from nan_merge.lazy_torch import torch
 from nan_merge.methods.method import Unit
 from nan_merge.plan import AlignedTensor
-from nan_merge.safetensors_file import BlockReader
+from nan_merge.workers import current_reader, scratch
 
-# Part of the definition of every sum: another number would change last bits of norms and so,
-# now and then, of a merged weight.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Block = tuple[Tensor | None, list[Tensor]]  # of the base, if there is one, and of T models
+
 BLOCK_ELEMENTS = 1 << 16
 RUN_ELEMENTS = 1 << 20
+# Part of the definition of every sum: another number would change last bits of norms and so,
+# now and then, of a merged weight.
 CHUNK_ELEMENTS = 1 << 24
-
-Result = TypeVar("Result")
-Block = tuple[Tensor | None, list[Tensor]]  # of the base, if there is one, and of T models
 
 
 @dataclass(frozen=True)
@@ -78,22 +70,29 @@ class Run:
         for first in range(0, self.count, self.chunk.block_elements):
             yield first, min(first + self.chunk.block_elements, self.count)
 
-    def read(self) -> list[Tensor]:
-        """The run of every input in its own type, flat; valid until the next run is read."""
-        inputs = self.chunk.tensor.inputs
+    def read_stored(self) -> list[np.ndarray]:
+        """The run of every input as bytes; valid until the next run is read."""
+        reader = current_reader()
         return [
-            current_reader().read(info, self.start, self.count, slot)
-            for slot, info in enumerate(inputs)
+            reader.read_stored(info, self.start, self.count, slot)
+            for slot, info in enumerate(self.chunk.tensor.inputs)
+        ]
+
+    def tensors(self, stored: Sequence[np.ndarray]) -> list[Tensor]:
+        """What `read_stored` gave as tensors of the inputs' own types, flat."""
+        return [
+            torch.from_numpy(data).view(info.dtype.torch)
+            for data, info in zip(stored, self.chunk.tensor.inputs, strict=True)
         ]
 
     def read_blocks(self) -> Iterator[Block]:
         """Read, and go through the blocks."""
-        raw = self.read()
+        raw = self.tensors(self.read_stored())
         for first, last in self.blocks():
             yield self.floats(raw, first, last)
 
     def floats(self, raw: Sequence[Tensor], first: int, last: int) -> Block:
-        """Elements ``first`` to ``last`` of what `read` gave, as float32, ours to change.
+        """Elements ``first`` to ``last`` of what `tensors` gave, as float32, ours to change.
 
         They lie in memory that the next call uses again: taking fresh memory for
         every block costs a fourth of the whole merge.
@@ -140,9 +139,9 @@ class ContentHash:
         self._filled = 0
         self._digests: list[bytes] = []
 
-    def update(self, piece: Tensor) -> None:
-        """Feed the next elements, which may cross a segment's end."""
-        data = piece.contiguous().view(-1).view(torch.uint8).numpy().data
+    def update(self, stored: np.ndarray) -> None:
+        """Feed the bytes of the next elements, which may cross a segment's end."""
+        data = stored.data
         while len(data):
             taken = min(len(data), self._segment_bytes - self._filled)
             self._hash.update(data[:taken])
@@ -161,112 +160,3 @@ class ContentHash:
         if self._filled:
             self._close()
         return tuple(self._digests)
-
-
-@dataclass
-class _Worker:
-    """What one process works with while it goes through chunks."""
-
-    reader: BlockReader
-    scratch: dict[int, Tensor]
-
-
-_worker: _Worker | None = None
-# What forked processes find in their copy of this process's memory.
-_inherited: tuple[Callable[[Any], Any], Sequence[Any]] | None = None
-_forking = threading.Lock()
-
-
-def current_reader() -> BlockReader:
-    """The reader of the process that works on chunks now."""
-    assert _worker is not None, "only inside run_chunks"
-    return _worker.reader
-
-
-def scratch(slot: int, count: int) -> Tensor:
-    """Flat float32 memory of a slot, which the next call with that slot gives out again."""
-    assert _worker is not None, "only inside run_chunks"
-    kept = _worker.scratch
-    if slot not in kept or kept[slot].numel() < count:
-        kept[slot] = torch.empty(count, dtype=torch.float32)
-    return kept[slot][:count]
-
-
-def run_chunks(
-    function: Callable[[Any], Result], chunks: Sequence[Any], workers: int
-) -> Iterator[Result]:
-    """Call ``function`` on every chunk; results come in order, the first error ends it.
-
-    Processes and not threads: torch's operators on blocks take microseconds, and threads would
-    spend as long again waiting for the interpreter's lock (docs/performance.md). They are forked
-    and so start in milliseconds, with everything that ``function`` refers to. torch computes on
-    one thread in each: a sum that is split in one way only has one value.
-
-    Raises:
-        NanMergeError: If a process died, and whatever ``function`` raises.
-    """
-    with one_torch_thread():
-        if workers <= 1 or len(chunks) <= 1 or not sys.platform.startswith("linux"):
-            yield from _run_here(function, chunks)
-        else:
-            yield from _run_forked(function, chunks, min(workers, len(chunks)))
-
-
-def _run_here(function: Callable[[Any], Result], chunks: Sequence[Any]) -> Iterator[Result]:
-    global _worker
-    before, _worker = _worker, _Worker(BlockReader(), {})
-    try:
-        for chunk in chunks:
-            yield function(chunk)
-    finally:
-        _worker.reader.__exit__()
-        _worker = before
-
-
-def _run_forked(
-    function: Callable[[Any], Result], chunks: Sequence[Any], workers: int
-) -> Iterator[Result]:
-    global _inherited
-    with _forking:
-        _inherited = (function, chunks)
-        pool = ProcessPoolExecutor(
-            workers, get_context("fork"), initializer=_start_worker, initargs=(os.getpid(),)
-        )
-        results = pool.map(_call_inherited, range(len(chunks)))
-    try:
-        yield from results
-    except BrokenProcessPool as error:
-        raise NanMergeError(
-            "A worker process died; often memory ran out. Run the same command again: it "
-            "continues where it stood."
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-        _inherited = None
-
-
-def _start_worker(parent: int) -> None:
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    # Die with the parent, however it dies: PR_SET_PDEATHSIG of prctl(2).
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-    _worker = _Worker(BlockReader(), {})
-
-
-def _call_inherited(place: int) -> Any:
-    assert _inherited is not None
-    function, chunks = _inherited
-    return function(chunks[place])
-
-
-@contextmanager
-def one_torch_thread() -> Generator[None]:
-    """Let torch compute on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -16,12 +16,14 @@ from pathlib import Path
 
 import xxhash
 
-from nan_merge.blocks import Chunk, ContentHash, cut, run_chunks
+from nan_merge.blocks import Chunk, ContentHash, cut
 from nan_merge.checkpoint import Checkpoint
 from nan_merge.errors import OutputError
 from nan_merge.plan import align
 from nan_merge.publish import write_text_atomically
 from nan_merge.row_mapped import RowMappedTensor
+from nan_merge.safetensors_file import TensorInfo
+from nan_merge.workers import run_on_threads
 
 ENTRY_KEYS = {"fingerprint", "folder"}
 # Tensor's name -> digests of its segments, in order.
@@ -48,8 +50,11 @@ def fingerprint(checkpoint: Checkpoint, workers: int = 1) -> str:
 def hash_checkpoint(checkpoint: Checkpoint, workers: int = 1) -> dict[str, list[bytes]]:
     """Read every tensor and hash its segments."""
     chunks = cut(align(None, [checkpoint]))
+    computed = any(type(info) is not TensorInfo for info in checkpoint.tensors.values())
     digests: dict[str, list[bytes]] = {name: [] for name in checkpoint.tensors}
-    for chunk, segments in zip(chunks, run_chunks(_hash_chunk, chunks, workers), strict=True):
+    for chunk, segments in zip(
+        chunks, run_on_threads(_hash_chunk, chunks, workers, with_torch=computed), strict=True
+    ):
         digests[chunk.tensor.name].extend(segments)
     return digests
 
@@ -57,8 +62,8 @@ def hash_checkpoint(checkpoint: Checkpoint, workers: int = 1) -> dict[str, list[
 def _hash_chunk(chunk: Chunk) -> tuple[bytes, ...]:
     content = ContentHash(chunk.tensor.reference.dtype.itemsize)
     for run in chunk.runs():
-        (piece,) = run.read()
-        content.update(piece)
+        (stored,) = run.read_stored()
+        content.update(stored)
     return content.digests()
 
 

@@ -12,16 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from nan_merge.checkpoint import Checkpoint, natural_key
+from nan_merge.dtypes import DType
 from nan_merge.errors import CheckpointError
 from nan_merge.lora_config import LoraSettings, read_lora_settings
-from nan_merge.lora_tensor import LoraTensor, lora_norms
+from nan_merge.lora_tensor import LoraTensor
 from nan_merge.pickled import convert_pickled
 from nan_merge.safetensors_file import TensorInfo, read_header
 
-__all__ = ["AdaptedCheckpoint", "LoraTensor", "config_folder", "lora_norms", "open_adapter"]
+__all__ = ["AdaptedCheckpoint", "LoraTensor", "config_folder", "open_adapter"]
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 MAX_LISTED_KEYS = 10
@@ -184,6 +183,6 @@ def _adapted(
     # all modules at once.
     is_embedding = ".lora_embedding_" in a.name
     turned = (is_embedding or settings.fan_in_fan_out) if straight and transposed else transposed
-    wide = torch.float64 in (base.dtype, a.dtype, b.dtype)
-    dtype = torch.float64 if wide else torch.float32
+    wide = DType.F64 in (base.dtype, a.dtype, b.dtype)
+    dtype = DType.F64 if wide else DType.F32
     return LoraTensor(base.name, str(weights), dtype, base.shape, 0, base, a, b, scale, turned)

@@ -10,11 +10,15 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from nan_merge.dtypes import DType
+from nan_merge.lazy_torch import torch
+from nan_merge.methods.method import TensorNorms
 from nan_merge.safetensors_file import BlockReader, TensorInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Elements of B·A that are computed at once. The products are always of the same whole rows,
 # whatever part of them was asked for, because the shape of a product can change its last bits.
@@ -51,13 +55,13 @@ class LoraTensor(TensorInfo):
         return self.a.shape[0]
 
     @property
-    def stored_dtype(self) -> torch.dtype:
+    def stored_dtype(self) -> DType:
         """Type that the base keeps it in, and so its type in a result that names none."""
         return self.base.stored_dtype
 
     def read_from(self, reader: BlockReader, start: int, count: int) -> Tensor:
         """Elements of W + s·B·A; equal bytes however a range is divided into reads."""
-        weights = reader.read(self.base, start, count).to(self.dtype)
+        weights = reader.read(self.base, start, count).to(self.dtype.torch)
         num_rows = self._rows_of_a_product()
         size = num_rows * math.prod(self.shape[1:])
         end = start + count
@@ -87,30 +91,33 @@ class LoraTensor(TensorInfo):
         """The left factor's rows, shape (last - first, r): of B, or of Aᵀ if W is transposed."""
         if not self.fan_in_fan_out:
             rows = reader.read(self.b, first * self.rank, (last - first) * self.rank)
-            return rows.to(self.dtype).view(last - first, self.rank)
+            return rows.to(self.dtype.torch).view(last - first, self.rank)
         columns = [
             reader.read(self.a, row * self.shape[0] + first, last - first)
             for row in range(self.rank)
         ]
-        return torch.stack(columns, dim=1).to(self.dtype)
+        return torch.stack(columns, dim=1).to(self.dtype.torch)
 
     def _right(self, reader: BlockReader) -> Tensor:
         """The right factor, shape (r, elements of a row of W): A, or Bᵀ if W is transposed."""
         # A copy in memory that torch aligns: kernels may sum otherwise where alignment is poor.
-        factor = reader.read(self.b if self.fan_in_fan_out else self.a).to(self.dtype, copy=True)
+        factor = reader.read(self.b if self.fan_in_fan_out else self.a).to(
+            self.dtype.torch, copy=True
+        )
         if self.fan_in_fan_out:
             return factor.view(-1, self.rank).T.contiguous()
         return factor.view(self.rank, -1)
 
 
-def lora_norms(
+def lora_inner_products(
     reader: BlockReader, base: TensorInfo, finetuned: Sequence[TensorInfo]
-) -> tuple[tuple[float, ...], ...] | None:
-    """Inner products of LoRA task vectors on one base tensor, without forming any B·A.
+) -> TensorNorms | None:
+    """Inner products and sums of LoRA task vectors on one base tensor, without forming any B·A.
 
     ⟨s₁B₁A₁, s₂B₂A₂⟩ = s₁s₂ tr(A₁ᵀB₁ᵀB₂A₂) = s₁s₂ Σ (B₁ᵀB₂) ∘ (A₁A₂ᵀ), and so the squared norm
-    of one is s² tr((BᵀB)(AAᵀ)). The task vector is s·B·A itself here, in float64; the difference
-    of W + s·B·A and W that a merge forms in float32 is that up to its rounding.
+    of one is s² tr((BᵀB)(AAᵀ)); the sum of its elements is s (1ᵀB)(A1). The task vector is s·B·A
+    itself here, in float64; the difference of W + s·B·A and W that a merge forms in float32 is
+    that up to its rounding.
 
     Args:
         reader: Reads the factors.
@@ -118,15 +125,19 @@ def lora_norms(
         finetuned: The same tensor in each of T models.
 
     Returns:
-        T x T inner products, squared norms on the diagonal; or None if a model's tensor is
-        neither the base's own nor a LoRA of it, so that its elements must be read.
+        Task vectors' products, all pairs, and sums; or None if no model's tensor is a LoRA, or one
+        is neither that nor the base's own, so that elements must be read.
     """
+    if not any(isinstance(tensor, LoraTensor) for tensor in finetuned):
+        return None
     if not all(_is_same(tensor, base) or _is_lora_of(tensor, base) for tensor in finetuned):
         return None
     factors = [
         _factors(reader, tensor) if isinstance(tensor, LoraTensor) else None for tensor in finetuned
     ]
-    return tuple(tuple(_inner_product(one, two) for two in factors) for one in factors)
+    products = tuple(tuple(_inner_product(one, two) for two in factors) for one in factors)
+    sums = tuple(float(one[0].sum(0) @ one[1].sum(1)) if one else 0.0 for one in factors)
+    return TensorNorms((), products, (), sums)
 
 
 def _is_lora_of(tensor: TensorInfo, base: TensorInfo) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from nan_merge.checkpoint import INDEX_NAME
 from nan_merge.errors import CheckpointError
 from nan_merge.fingerprint import digest_file, digest_text
-from nan_merge.measure import Measured
+from nan_merge.measured import Measured
 from nan_merge.plan import MergePlan
 from nan_merge.publish import write_text_atomically
 from nan_merge.shard import ShardRecord

@@ -3,53 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from nan_merge.blocks import Chunk, cut, run_chunks
-from nan_merge.coefficients import CoefficientTable, compute_coefficients, needs_norms
-from nan_merge.methods import METHODS, MergeMethod, TensorNorms
+from nan_merge.coefficients import compute_coefficients
+from nan_merge.compiled_merge import count_signs
+from nan_merge.inner_products import ALL_PRODUCTS, NO_PRODUCTS, WantedProducts, measure_norms
+from nan_merge.kept_sums import Drop, measure_kept_sums
+from nan_merge.measured import Measured, needs
+from nan_merge.methods import TensorNorms
+from nan_merge.methods.dare import rescale_of
 from nan_merge.methods.method import Dialect, Statistic, per_model
-from nan_merge.methods.ties import count_elected_signs
 from nan_merge.norms import sum_norms
 from nan_merge.plan import AlignedTensor, MergePlan
-from nan_merge.recipe import MergeRecipe
-from nan_merge.statistics import (
-    Trim,
-    count_magnitudes,
-    measure_norms,
-    select_thresholds,
-    tensor_thresholds,
-)
+from nan_merge.recipe import CoefficientSpec, MergeRecipe
+from nan_merge.shares import SHARES
+from nan_merge.statistics import Trim, count_magnitudes, select_thresholds, tensor_thresholds
 from nan_merge.tasks import RunTasks, Task
 
 Groups = Sequence[tuple[AlignedTensor, ...]]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Everything that a merge reads beside the checkpoints.
-
-    Attributes:
-        table: Its coefficients.
-        thresholds: T magnitudes from which elements are kept, over the whole model.
-        tensor_thresholds: The same for each tensor, where the method trims tensor by tensor.
-        majority_sign: The sign that wins ties of the vote.
-        norms: Inner products of each tensor, where the method needs them.
-    """
-
-    table: CoefficientTable
-    thresholds: tuple[float, ...] = ()
-    tensor_thresholds: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    majority_sign: float = 1.0
-    norms: Mapping[str, TensorNorms] = field(default_factory=dict)
-
-    def thresholds_of(self, tensor_name: str) -> tuple[float, ...]:
-        """The T thresholds that hold in one tensor."""
-        return self.tensor_thresholds.get(tensor_name, self.thresholds)
 
 
 def measure(plans: Sequence[MergePlan], run_tasks: RunTasks, workers: int = 1) -> list[Measured]:
@@ -68,6 +43,7 @@ def measure(plans: Sequence[MergePlan], run_tasks: RunTasks, workers: int = 1) -
     norms = _norms(plans, groups, run_tasks, workers)
     whole = _whole_model_thresholds(plans, groups, run_tasks, workers)
     by_tensor = _tensor_thresholds(plans, groups, run_tasks, workers)
+    rescales = _kept_sums(plans, groups, run_tasks, workers)
     elements = {tensor.name: tensor.reference.num_elements for group in groups for tensor in group}
     measured: list[Measured] = []
     for plan in plans:
@@ -79,25 +55,19 @@ def measure(plans: Sequence[MergePlan], run_tasks: RunTasks, workers: int = 1) -
                 thresholds=whole.get(trim, ()) if needs(recipe, "magnitude_threshold") else (),
                 tensor_thresholds=(by_tensor[trim] if needs(recipe, "tensor_threshold") else {}),
                 norms=norms if needs(recipe, "inner_products") else {},
+                rescales=rescales[drop_of(recipe)] if needs(recipe, "kept_sums") else {},
             )
         )
     return _with_majority_signs(plans, measured, groups, run_tasks, workers)
 
 
-def needs(recipe: MergeRecipe, statistic: Statistic) -> bool:
-    """Whether the recipe's method wants a statistic."""
-    return statistic in method_of(recipe).needs
-
-
-def method_of(recipe: MergeRecipe) -> MergeMethod:
-    """The row of the table of methods, as it stands for the recipe's options."""
-    return METHODS[recipe.method.name].for_options(recipe.method)
-
-
 def _trim(recipe: MergeRecipe) -> Trim:
     dialect: Dialect = getattr(recipe.method, "dialect", "paper")
-    density = getattr(recipe.method, "density", 1.0)
-    return dialect, per_model(density, len(recipe.models))
+    return dialect, _densities(recipe)
+
+
+def _densities(recipe: MergeRecipe) -> tuple[float, ...]:
+    return per_model(getattr(recipe.method, "density", 1.0), len(recipe.models))
 
 
 def merged_groups(plan: MergePlan) -> list[tuple[AlignedTensor, ...]]:
@@ -128,7 +98,8 @@ def model_norms(plan: MergePlan, run_tasks: RunTasks) -> dict[str, dict[str, flo
     Returns:
         "weights" and, if there is a base, "task_vector" -> model's name -> norm.
     """
-    records = _over_groups("norms", measure_norms, merged_groups(plan), (1,), run_tasks)
+    wanted = WantedProducts(all_pairs=False)
+    records = _over_groups("norms", measure_norms, merged_groups(plan), (wanted, 1), run_tasks)
     whole = sum_norms([norms for record in records for norms in record.values()])
     names = [model.name for model in plan.models]
     found = {"weights": whole.weights, "task_vector": whole.task_vectors}
@@ -142,13 +113,49 @@ def model_norms(plan: MergePlan, run_tasks: RunTasks) -> dict[str, dict[str, flo
 def _norms(
     plans: Sequence[MergePlan], groups: Groups, run_tasks: RunTasks, workers: int
 ) -> dict[str, TensorNorms]:
-    recipes = [plan.recipe for plan in plans]
-    if not any(needs_norms(r.coefficients) or needs(r, "inner_products") for r in recipes):
-        return {}
+    wanted = NO_PRODUCTS
+    for plan in plans:
+        wanted |= wanted_products(plan.recipe.coefficients)
+        if needs(plan.recipe, "inner_products"):
+            wanted |= ALL_PRODUCTS
     found: dict[str, TensorNorms] = {}
-    for record in _over_groups("norms", measure_norms, groups, (workers,), run_tasks):
-        found |= record
+    if wanted != NO_PRODUCTS:
+        for record in _over_groups("norms", measure_norms, groups, (wanted, workers), run_tasks):
+            found |= record
     return found
+
+
+def wanted_products(spec: CoefficientSpec) -> WantedProducts:
+    """What these coefficients are made from."""
+    takes_norms = spec.source in ("matched", *SHARES)
+    return WantedProducts(
+        weights=takes_norms and spec.norm_target == "weights",
+        task_vectors=spec.scale == "norm" or (takes_norms and spec.norm_target == "task_vector"),
+        all_pairs=spec.scale == "norm",
+    )
+
+
+def _kept_sums(
+    plans: Sequence[MergePlan], groups: Groups, run_tasks: RunTasks, workers: int
+) -> dict[Drop, dict[str, tuple[float, ...]]]:
+    """Drop -> tensor's name -> for each model, the factor that keeps the sum of magnitudes."""
+    recipes = [plan.recipe for plan in plans if needs(plan.recipe, "kept_sums")]
+    drops = list(dict.fromkeys(map(drop_of, recipes)))
+    found: dict[Drop, dict[str, tuple[float, ...]]] = {drop: {} for drop in drops}
+    if not drops:
+        return found
+    arguments = (drops, workers)
+    for record in _over_groups("kept sums", measure_kept_sums, groups, arguments, run_tasks):
+        for name, rows in record.items():
+            for drop, row in zip(drops, rows, strict=True):
+                found[drop][name] = tuple(rescale_of(before, after) for before, after in row)
+    return found
+
+
+def drop_of(recipe: MergeRecipe) -> Drop:
+    """How the recipe drops elements."""
+    models = tuple(model.name for model in recipe.models)
+    return Drop(recipe.seed, models, _densities(recipe))
 
 
 def _trims(plans: Sequence[MergePlan], statistic: Statistic) -> list[Trim]:
@@ -206,28 +213,3 @@ def _with_majority_signs(
         replace(item, majority_sign=-1.0 if totals.get(place, 1) <= 0 else 1.0)
         for place, item in enumerate(measured)
     ]
-
-
-def count_signs(
-    tensors: Sequence[AlignedTensor],
-    voters: Sequence[tuple[MergeRecipe, Measured]],
-    workers: int = 1,
-) -> list[int]:
-    """Elected plus signs minus elected minus signs, for each of several recipes."""
-
-    def count(chunk: Chunk) -> list[int]:
-        counts = [0] * len(voters)
-        for place, (recipe, measured) in enumerate(voters):
-            for base, finetuned in (b for run in chunk.runs() for b in run.read_blocks()):
-                assert base is not None
-                counts[place] += count_elected_signs(
-                    base,
-                    finetuned,
-                    measured.table.for_tensor(chunk.tensor.name),
-                    recipe.method,  # pyright: ignore[reportArgumentType]
-                    measured.thresholds_of(chunk.tensor.name),
-                )
-        return counts
-
-    found = list(run_chunks(count, cut([t for t in tensors if t.is_merged]), workers))
-    return [sum(column) for column in zip(*found, strict=True)]

@@ -21,11 +21,12 @@ from nan_merge.manifest import (
     read_manifest,
     write_side_files,
 )
-from nan_merge.measure import Measured, measure, method_of
+from nan_merge.measure import measure
+from nan_merge.measured import Measured, method_of
 from nan_merge.plan import MergePlan, check_disk, plan_merge
 from nan_merge.publish import clear_folder, publish_folder, write_text_atomically
 from nan_merge.recipe import MergeRecipe
-from nan_merge.shard import JOURNAL, ShardJob, ShardRecord, merge_shards
+from nan_merge.shard import JOURNAL, ShardJob, ShardRecord, is_compiled, merge_shards
 from nan_merge.tasks import RunTasks, Task, run_serially
 
 
@@ -61,7 +62,17 @@ class _Job:
         unit = method_of(self.plan.recipe).unit
         sizes = [str(len(shard.tensors)) for shard in self.plan.shards]
         has_base = "with a base" if self.plan.base else "without a base"
-        return (unit, has_base, *map(identity, self.checkpoints), *sizes, *tensors)
+        compiled = "compiled" if is_compiled(self.plan.recipe) else "torch"
+        device = self.plan.recipe.device
+        return (
+            unit,
+            compiled,
+            device,
+            has_base,
+            *map(identity, self.checkpoints),
+            *sizes,
+            *tensors,
+        )
 
 
 def merge_checkpoint(

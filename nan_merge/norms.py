@@ -15,6 +15,8 @@ def sum_norms(norms: Sequence[TensorNorms]) -> TensorNorms:
     return TensorNorms(
         add_matrices([each.weights for each in norms]),
         add_matrices([each.task_vectors for each in norms]),
+        _add_rows([each.weight_sums for each in norms]),
+        _add_rows([each.task_vector_sums for each in norms]),
     )
 
 
@@ -24,3 +26,7 @@ def add_matrices(matrices: Sequence[Matrix]) -> Matrix:
         tuple(math.fsum(values) for values in zip(*rows, strict=True))
         for rows in zip(*matrices, strict=True)
     )
+
+
+def _add_rows(rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    return tuple(math.fsum(values) for values in zip(*rows, strict=True))

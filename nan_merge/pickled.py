@@ -14,14 +14,16 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from torch import Tensor
-
+from nan_merge.dtypes import DType, dtype_of
 from nan_merge.errors import CheckpointError
+from nan_merge.lazy_torch import torch
 from nan_merge.publish import explain_write_errors, sync_path
-from nan_merge.safetensors_file import DTYPE_CODES, make_header
+from nan_merge.safetensors_file import make_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 PICKLED_INDEX = "pytorch_model.bin.index.json"
@@ -134,7 +136,7 @@ def _load_state_dict(path: Path) -> dict[str, Tensor]:
         )
     state_dict: dict[str, Tensor] = {}
     for name, value in cast("Mapping[Any, Any]", content).items():
-        if isinstance(value, Tensor):
+        if isinstance(value, torch.Tensor):
             state_dict[str(name)] = value.detach()
         elif isinstance(value, Mapping) and _has_tensors(value):
             raise CheckpointError(f"{path}: {name!r} is a table of tensors itself. {_mend(path)}")
@@ -145,7 +147,7 @@ def _load_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _has_tensors(content: Mapping[Any, Any]) -> bool:
-    return any(isinstance(value, Tensor) for value in content.values())
+    return any(isinstance(value, torch.Tensor) for value in content.values())
 
 
 def _load(path: Path) -> object:
@@ -194,9 +196,10 @@ def _mend(path: Path) -> str:
 
 def _write(source: Path, state_dict: Mapping[str, Tensor], target: Path) -> None:
     """Write tensor by tensor: what is mapped leaves memory again when the system needs it."""
-    for name, tensor in state_dict.items():
-        _check(source, name, tensor)
-    layout = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in state_dict.items()]
+    layout = [
+        (name, _checked_dtype(source, name, tensor), tuple(tensor.shape))
+        for name, tensor in state_dict.items()
+    ]
     with target.open("wb") as file:
         file.write(make_header(layout))
         for tensor in state_dict.values():
@@ -207,11 +210,12 @@ def _write(source: Path, state_dict: Mapping[str, Tensor], target: Path) -> None
         os.fsync(file.fileno())
 
 
-def _check(source: Path, name: str, tensor: Tensor) -> None:
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype not in DTYPE_CODES:
+def _checked_dtype(source: Path, name: str, tensor: Tensor) -> DType:
+    dtype = dtype_of(tensor)
+    if tensor.layout != torch.strided or tensor.is_quantized or dtype is None:
         raise CheckpointError(
             f"{source}: tensor {name!r} is {tensor.layout} of {tensor.dtype}, which cannot be "
-            f"merged. Convert it to one of {', '.join(sorted(DTYPE_CODES.values()))} first."
+            f"merged. Convert it to one of {', '.join(sorted(DType.__members__))} first."
         )
     # Strides of zero let a file of a few bytes name a tensor that fills the disk.
     if tensor.device.type != "cpu" or tensor.nbytes > tensor.untyped_storage().nbytes():
@@ -219,3 +223,4 @@ def _check(source: Path, name: str, tensor: Tensor) -> None:
             f"{source}: tensor {name!r} of shape {tuple(tensor.shape)} has less data than its "
             "shape says. Save the checkpoint again."
         )
+    return dtype

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-import torch
-
 from nan_merge.checkpoint import Checkpoint, layer_of
 from nan_merge.coefficients import check_num_layers
+from nan_merge.dtypes import BY_LABEL, DType
 from nan_merge.errors import IncompatibleError, OutputError
 from nan_merge.lora import config_folder
 from nan_merge.missing import Missing, find_problems, missing_policy
@@ -58,7 +57,7 @@ class AlignedTensor:
         """Bytes that must be read to merge it."""
         return sum(tensor.num_bytes for tensor in self.inputs)
 
-    def output_dtype(self, dtype: torch.dtype | None) -> torch.dtype:
+    def output_dtype(self, dtype: DType | None) -> DType:
         """Its type in the result, if floats are asked to be ``dtype``."""
         return dtype if dtype is not None and self.is_merged else self.reference.stored_dtype
 
@@ -75,7 +74,7 @@ class ShardPlan:
 
     file_name: str
     tensors: tuple[AlignedTensor, ...]
-    dtype: torch.dtype | None
+    dtype: DType | None
 
     @property
     def num_bytes(self) -> int:
@@ -145,7 +144,7 @@ def plan_merge(recipe: MergeRecipe) -> MergePlan:
     if not any(tensor.is_merged for tensor in tensors):
         raise IncompatibleError("The models hold no tensor of floating-point numbers to merge.")
     check_num_layers(recipe, [tensor.name for tensor in tensors])
-    dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
+    dtype = BY_LABEL[recipe.dtype] if recipe.dtype else None
     shards = tuple(pack_shards(tensors, dtype, recipe.shard_bytes))
     return MergePlan(recipe, base, models, tensors, shards, vocabulary)
 
@@ -215,13 +214,13 @@ def align(
     return tuple(aligned)
 
 
-def output_bytes(tensor: AlignedTensor, dtype: torch.dtype | None) -> int:
+def output_bytes(tensor: AlignedTensor, dtype: DType | None) -> int:
     """Bytes of one tensor in the result."""
     return tensor.reference.num_elements * tensor.output_dtype(dtype).itemsize
 
 
 def pack_shards(
-    tensors: Sequence[AlignedTensor], dtype: torch.dtype | None, shard_bytes: int
+    tensors: Sequence[AlignedTensor], dtype: DType | None, shard_bytes: int
 ) -> Iterator[ShardPlan]:
     """Put whole layers into files of at most ``shard_bytes``; a larger layer has its own file.
 

@@ -10,10 +10,15 @@ stream would change every merge that drops elements.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+from nan_merge.lazy_torch import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WORDS_PER_COUNT = 8  # one step of the counter gives 256 bits; an element takes 32 of them
 
@@ -32,6 +37,11 @@ def stream_key(seed: int, model: str, tensor: str) -> tuple[int, int]:
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
     key = digest.digest()
     return int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little")
+
+
+def stream_keys(seed: int, models: Sequence[str], tensor: str) -> np.ndarray:
+    """The keys of one tensor of T models: uint64, shape (T, 2)."""
+    return np.array([stream_key(seed, model, tensor) for model in models], dtype=np.uint64)
 
 
 def uniform(seed: int, model: str, tensor: str, start: int, count: int) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from nan_merge.device import Device
 from nan_merge.methods import METHODS, MethodOptions
 from nan_merge.schema import StrictModel
 from nan_merge.shares import SHARES
@@ -178,6 +179,9 @@ class MergeRecipe(StrictModel):
     """Most bytes in one file of the result; a tensor is never split."""
     seed: int = Field(default=0, ge=0)
     """Seed of methods that draw at random."""
+    device: Device = "auto"
+    """Where the arithmetic is done: `cuda`, `cpu`, or `auto` for CUDA where there is one. Results
+    of the two may differ by one rounding."""
     num_layers: int | None = Field(default=None, ge=1)
     """How many layers the models must have; refuses others. Nothing is checked if absent."""
 

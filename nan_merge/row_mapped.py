@@ -8,11 +8,14 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from nan_merge.dtypes import DType
+from nan_merge.lazy_torch import torch
 from nan_merge.safetensors_file import BlockReader, TensorInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class RowMappedTensor(TensorInfo):
     runs: tuple[RowRun, ...]
 
     @property
-    def stored_dtype(self) -> torch.dtype:
+    def stored_dtype(self) -> DType:
         """Type that the model keeps it in, and so its type in a result that names none."""
         return self.own.stored_dtype
 
@@ -88,8 +91,8 @@ class RowMappedTensor(TensorInfo):
             for source, first in run.origins
         ]
         if len(rows) == 1:
-            return rows[0].to(self.dtype)
-        return torch.stack([row.double() for row in rows]).mean(dim=0).to(self.dtype)
+            return rows[0].to(self.dtype.torch)
+        return torch.stack([row.double() for row in rows]).mean(dim=0).to(self.dtype.torch)
 
 
 def map_rows(
@@ -116,7 +119,7 @@ def map_rows(
     kept = tuple(sources[source] for source in used)
     dtypes = {source.dtype for source in kept}
     has_means = any(len(run.origins) > 1 for run in runs)
-    wide = torch.float64 if torch.float64 in dtypes else torch.float32
+    wide = DType.F64 if DType.F64 in dtypes else DType.F32
     dtype = wide if has_means or len(dtypes) > 1 else kept[0].dtype
     shape = (len(origins), *own.shape[1:])
     return RowMappedTensor(own.name, own.path, dtype, shape, 0, own, kept, runs)

@@ -14,27 +14,17 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from nan_merge.dtypes import DType
 from nan_merge.errors import CheckpointError
+from nan_merge.lazy_torch import torch
 
-TORCH_DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-DTYPE_CODES = {dtype: code for code, dtype in TORCH_DTYPES.items()}
+if TYPE_CHECKING:
+    from torch import Tensor
+
 # The limit of the reference implementation; a larger header is a broken or hostile file.
 MAX_HEADER_BYTES = 100_000_000
 # What a reader keeps of tensors that are computed from others: a few factors and cells of each.
@@ -55,7 +45,7 @@ class TensorInfo:
 
     name: str
     path: str
-    dtype: torch.dtype
+    dtype: DType
     shape: tuple[int, ...]
     offset: int
 
@@ -70,13 +60,13 @@ class TensorInfo:
         return self.num_elements * self.dtype.itemsize
 
     @property
-    def stored_dtype(self) -> torch.dtype:
+    def stored_dtype(self) -> DType:
         """Type that the model keeps it in, and so its type in a result that names none."""
         return self.dtype
 
     def read_from(self, reader: BlockReader, start: int, count: int) -> Tensor:
         """Elements of the flattened tensor; tensors computed from others override it."""
-        return reader.read_stored(self, start, count)
+        return reader.read(self, start, count)
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -134,12 +124,12 @@ def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorIn
         raise _damaged(path, f"its header gives tensor {name!r} an impossible shape or place")
     if any("\ud800" <= letter <= "\udfff" for letter in name):
         raise _damaged(path, f"it names a tensor {name!r}, which is no text")
-    if not isinstance(code, str) or code not in TORCH_DTYPES:
+    if not isinstance(code, str) or code not in DType.__members__:
         raise CheckpointError(
             f"{path}: tensor {name!r} has type {code}, which cannot be merged. "
-            f"Convert the checkpoint to one of {', '.join(sorted(TORCH_DTYPES))} first."
+            f"Convert the checkpoint to one of {', '.join(sorted(DType.__members__))} first."
         )
-    dtype = TORCH_DTYPES[code]
+    dtype = DType[code]
     if math.prod(shape) * dtype.itemsize != end - begin:
         raise _damaged(path, f"tensor {name!r} has another size than its shape says")
     return TensorInfo(name, str(path), dtype, tuple(shape), data_start + begin)
@@ -199,24 +189,50 @@ class BlockReader:
         """
         count = tensor.num_elements - start if count is None else count
         if count == 0:
-            return torch.empty(0, dtype=tensor.dtype)
+            return torch.empty(0, dtype=tensor.dtype.torch)
         if type(tensor) is TensorInfo:
-            return self.read_stored(tensor, start, count, slot)
+            data = self.read_stored(tensor, start, count, slot)
+            return torch.from_numpy(data).view(tensor.dtype.torch)
         return tensor.read_from(self, start, count)
 
     def read_stored(
-        self, tensor: TensorInfo, start: int, count: int, slot: int | None = None
-    ) -> Tensor:
-        """Elements that lie in a file one after the other; ``count`` is not zero."""
+        self,
+        tensor: TensorInfo,
+        start: int,
+        count: int,
+        slot: int | None = None,
+        into: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The bytes of elements ``start`` to ``start + count``, as they lie in a file.
+
+        Args:
+            tensor: What to read; one that is computed from others is computed.
+            start: First element.
+            count: Number of elements.
+            slot: As for `read`.
+            into: Memory to read into, if elements lie in a file; at least as large as they are.
+
+        Returns:
+            uint8, shape (bytes,).
+        """
         num_bytes = count * tensor.dtype.itemsize
+        if type(tensor) is not TensorInfo:
+            if not count:
+                return np.empty(0, np.uint8)
+            computed = tensor.read_from(self, start, count)
+            return computed.contiguous().view(-1).view(torch.uint8).numpy()
+        if into is None:
+            into = self._buffer(slot, num_bytes)
+        self._fill(tensor, into[:num_bytes].data, tensor.offset + start * tensor.dtype.itemsize)
+        return into[:num_bytes]
+
+    def _buffer(self, slot: int | None, num_bytes: int) -> np.ndarray:
         buffer = self._buffers.get(slot) if slot is not None else None
         if buffer is None or len(buffer) < num_bytes:
             buffer = np.empty(num_bytes, dtype=np.uint8)
             if slot is not None:
                 self._buffers[slot] = buffer
-        buffer = buffer[:num_bytes]
-        self._fill(tensor, buffer.data, tensor.offset + start * tensor.dtype.itemsize)
-        return torch.from_numpy(buffer).view(tensor.dtype)
+        return buffer
 
     def remember(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
         """What ``make`` gives, computed again only after it was unused for a while."""
@@ -250,7 +266,7 @@ class BlockReader:
             raise CheckpointError(message) from error
 
 
-def make_header(tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]]) -> bytes:
+def make_header(tensors: Sequence[tuple[str, DType, tuple[int, ...]]]) -> bytes:
     """The bytes before the data of a file that holds these tensors in this order.
 
     Padded with spaces so that the data starts at a multiple of 8 bytes, as the format asks.
@@ -260,7 +276,7 @@ def make_header(tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]]) -> 
     for name, dtype, shape in tensors:
         end = position + math.prod(shape) * dtype.itemsize
         entries[name] = {
-            "dtype": DTYPE_CODES[dtype],
+            "dtype": dtype.name,
             "shape": list(shape),
             "data_offsets": [position, end],
         }

@@ -9,29 +9,26 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from nan_merge.blocks import (
-    Chunk,
-    ContentHash,
-    Run,
-    cut,
-    run_chunks,
-    shape_of_block,
-)
+from nan_merge.blocks import Chunk, ContentHash, cut
+from nan_merge.compiled_merge import merge_run, prepare
+from nan_merge.device import chosen_device
+from nan_merge.dtypes import DType, finite
 from nan_merge.errors import CheckpointError, IncompatibleError
-from nan_merge.measure import Measured, method_of
-from nan_merge.methods import Context
+from nan_merge.measured import Measured, method_of
 from nan_merge.plan import AlignedTensor, ShardPlan
 from nan_merge.publish import explain_write_errors, start_writeback, write_text_atomically
+from nan_merge.raw_runs import raw_runs, run_raw
 from nan_merge.recipe import MergeRecipe
 from nan_merge.safetensors_file import make_header
+from nan_merge.torch_merge import load_run, merge_run_by_torch
+from nan_merge.workers import run_chunks, run_on_threads
 
 JOURNAL = ".journal"  # inside a staging folder: one record per finished file
 
@@ -78,10 +75,10 @@ class _Output:
     descriptor: int
     offsets: dict[str, int]
 
-    def write(self, tensor: AlignedTensor, start: int, piece: Tensor) -> None:
-        data = piece.view(-1).view(torch.uint8).numpy().data
-        offset = self.offsets[tensor.name] + start * piece.dtype.itemsize
-        begin = offset
+    def write(self, tensor: AlignedTensor, start: int, stored: np.ndarray) -> None:
+        data = stored.data
+        itemsize = tensor.output_dtype(self.job.shard.dtype).itemsize
+        begin = offset = self.offsets[tensor.name] + start * itemsize
         while len(data):
             written = os.pwrite(self.descriptor, data, offset)
             data, offset = data[written:], offset + written
@@ -128,7 +125,7 @@ def _write(jobs: Sequence[ShardJob], workers: int) -> list[ShardRecord]:
         stack.enter_context(explain_write_errors(_paths(jobs[0])[0]))
         outputs = [_open(stack, job) for job in jobs]
         chunks = cut(jobs[0].shard.tensors, method_of(jobs[0].recipe).unit)
-        digests = list(run_chunks(lambda chunk: _merge_chunk(chunk, outputs), chunks, workers))
+        digests = list(_merge_chunks(chunks, outputs, workers))
         for output in outputs:
             os.fsync(output.descriptor)
         return [_close(output, place, chunks, digests) for place, output in enumerate(outputs)]
@@ -173,82 +170,112 @@ def _close(
     return record
 
 
-def _merge_chunk(chunk: Chunk, outputs: Sequence[_Output]) -> tuple[list[Digests], list[Digests]]:
-    """Merge one chunk into every output; digests of the inputs and of the outputs."""
+def _merge_chunks(
+    chunks: Sequence[Chunk], outputs: Sequence[_Output], workers: int
+) -> Iterator[tuple[list[Digests], list[Digests]]]:
+    """Digests of the inputs and of the outputs of every chunk, as it is merged and written."""
+    recipes = [output.job.recipe for output in outputs]
+    device = chosen_device(recipes[0].device)
+    if device == "cpu" and all(is_compiled(recipe) for recipe in recipes):
+        return run_raw(lambda chunk: _merge_compiled(chunk, outputs), chunks, workers)
+    # A GPU computes on its own; threads then keep it busy while others read and write.
+    run = run_chunks if device == "cpu" else run_on_threads
+    return run(lambda chunk: _merge_by_torch(chunk, outputs, device), chunks, workers)
+
+
+def is_compiled(recipe: MergeRecipe) -> bool:
+    """Whether the compiled kernel can do this merge."""
+    return method_of(recipe).program is not None
+
+
+class _Hashes:
+    """Content hashes of one chunk in every input and every output."""
+
+    def __init__(self, tensor: AlignedTensor, outputs: Sequence[_Output]) -> None:
+        dtypes = [tensor.output_dtype(output.job.shard.dtype) for output in outputs]
+        self.inputs = [ContentHash(info.dtype.itemsize) for info in tensor.inputs]
+        self.outputs = [ContentHash(dtype.itemsize) for dtype in dtypes]
+
+    def read(self, stored: Sequence[np.ndarray]) -> None:
+        for content, data in zip(self.inputs, stored, strict=True):
+            content.update(data)
+
+    def digests(self) -> tuple[list[Digests], list[Digests]]:
+        return [c.digests() for c in self.inputs], [c.digests() for c in self.outputs]
+
+
+def _merge_compiled(
+    chunk: Chunk, outputs: Sequence[_Output]
+) -> tuple[list[Digests], list[Digests]]:
     tensor = chunk.tensor
-    of_inputs = [ContentHash(info.dtype.itemsize) for info in tensor.inputs]
-    dtypes = [tensor.output_dtype(output.job.shard.dtype) for output in outputs]
-    of_outputs = [ContentHash(dtype.itemsize) for dtype in dtypes]
+    if not tensor.is_merged:
+        return _copy(chunk, outputs)
+    hashes = _Hashes(tensor, outputs)
+    jobs = [output.job for output in outputs]
+    merges = [prepare(job.recipe, job.measured, tensor) for job in jobs]
+    for run in raw_runs(chunk):
+        hashes.read(run.stored)
+        for output, content, prepared in zip(outputs, hashes.outputs, merges, strict=True):
+            dtype = tensor.output_dtype(output.job.shard.dtype)
+            merged = merge_run(prepared, run, chunk, dtype)
+            if merged is None:
+                raise _not_finite(tensor, run.stored, dtype)
+            content.update(merged)
+            output.write(tensor, run.start, merged)
+    return hashes.digests()
+
+
+def _merge_by_torch(
+    chunk: Chunk, outputs: Sequence[_Output], device: str
+) -> tuple[list[Digests], list[Digests]]:
+    tensor = chunk.tensor
+    if not tensor.is_merged:
+        return _copy(chunk, outputs)
+    hashes = _Hashes(tensor, outputs)
     for run in chunk.runs():
-        raw = run.read()
-        for content, piece in zip(of_inputs, raw, strict=True):
-            content.update(piece)
-        for output, content, dtype in zip(outputs, of_outputs, dtypes, strict=True):
-            if tensor.is_merged:
-                piece = _merge_run(output.job, run, raw, dtype)
-            else:
-                piece = _agreed(tensor, raw)
-            content.update(piece)
-            output.write(tensor, run.start, piece)
-    return [c.digests() for c in of_inputs], [c.digests() for c in of_outputs]
+        stored = run.read_stored()
+        hashes.read(stored)
+        raw = load_run(run, stored, device)
+        for output, content in zip(outputs, hashes.outputs, strict=True):
+            job, dtype = output.job, tensor.output_dtype(output.job.shard.dtype)
+            merged = merge_run_by_torch(job.recipe, job.measured, run, raw, dtype)
+            if merged is None:
+                raise _not_finite(tensor, stored, dtype)
+            content.update(merged)
+            output.write(tensor, run.start, merged)
+    return hashes.digests()
 
 
-def _merge_run(job: ShardJob, run: Run, raw: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """One recipe's result for one run, block by block; methods may overwrite what they get."""
-    tensor, measured = run.chunk.tensor, job.measured
-    method = method_of(job.recipe)
-    coefficients = measured.table.for_tensor(tensor.name)
-    merged = torch.empty(run.count, dtype=dtype)
-    context = Context(
-        tensor=tensor.name,
-        shape=tensor.reference.shape,
-        seed=job.recipe.seed,
-        models=measured.table.models,
-        thresholds=measured.thresholds_of(tensor.name),
-        majority_sign=measured.majority_sign,
-        norms=measured.norms.get(tensor.name),
-    )
-    for first, last in run.blocks():
-        shape = shape_of_block(run.chunk, last - first, method.unit)
-        base, models = run.floats(raw, first, last)
-        here = replace(context, start=run.start + first)
-        piece = method.merge(
-            None if base is None else base.view(shape),
-            [model.view(shape) for model in models],
-            coefficients,
-            job.recipe.method,
-            here,
-        )
-        merged[first:last] = piece.view(-1)
-        _refuse_non_finite(tensor, piece, merged[first:last])
-    return merged
-
-
-def _refuse_non_finite(tensor: AlignedTensor, merged: Tensor, rounded: Tensor) -> None:
-    """Refuse a block that holds NaN or infinity, or does so once it is rounded."""
-    # A sum is finite unless a value is not, or it overflows; only then look at every value.
-    # bfloat16 has float32's range, so only float16 can overflow by rounding.
-    checked = rounded if rounded.dtype == torch.float16 else merged
-    if math.isfinite(checked.sum(dtype=torch.float32).item()) or rounded.isfinite().all():
-        return
-    if merged.isfinite().all():
-        raise CheckpointError(
-            f"{tensor.name}: merged values are too large for {rounded.dtype}. "
-            "Set `dtype: float32` or `dtype: bfloat16`, or smaller coefficients."
-        )
-    raise CheckpointError(
-        f"{tensor.name}: the merged tensor holds NaN or infinity, so one of these does: "
-        + ", ".join(info.path for info in tensor.inputs)
-        + ". Repair or leave out that model."
-    )
-
-
-def _agreed(tensor: AlignedTensor, raw: Sequence[Tensor]) -> Tensor:
+def _copy(chunk: Chunk, outputs: Sequence[_Output]) -> tuple[list[Digests], list[Digests]]:
     """A tensor that holds no floating-point numbers cannot be averaged; all must agree on it."""
-    for info, piece in zip(tensor.inputs, raw, strict=True):
-        if piece.dtype != raw[0].dtype or not torch.equal(piece, raw[0]):
-            raise IncompatibleError(
-                f"{tensor.name}: {info.path} and {tensor.reference.path} hold different integers, "
-                "which cannot be merged. Are the models fine-tunes of one base?"
+    tensor = chunk.tensor
+    hashes = _Hashes(tensor, outputs)
+    for run in chunk.runs():
+        stored = run.read_stored()
+        hashes.read(stored)
+        for info, data in zip(tensor.inputs, stored, strict=True):
+            if info.dtype != tensor.reference.dtype or not np.array_equal(data, stored[0]):
+                raise IncompatibleError(
+                    f"{tensor.name}: {info.path} and {tensor.reference.path} hold different "
+                    "integers, which cannot be merged. Are the models fine-tunes of one base?"
+                )
+        for output, content in zip(outputs, hashes.outputs, strict=True):
+            content.update(stored[0])
+            output.write(tensor, run.start, stored[0])
+    return hashes.digests()
+
+
+def _not_finite(
+    tensor: AlignedTensor, stored: Sequence[np.ndarray], dtype: DType
+) -> CheckpointError:
+    """Why a result is not finite: an input is not, or rounding made it so."""
+    for info, data in zip(tensor.inputs, stored, strict=True):
+        if not finite(data, info.dtype).all():
+            return CheckpointError(
+                f"{tensor.name}: the merged tensor holds NaN or infinity, because {info.path} "
+                "does. Repair or leave out that model."
             )
-    return raw[0]
+    return CheckpointError(
+        f"{tensor.name}: merged values are too large for {dtype}. "
+        "Set `dtype: float32` or `dtype: bfloat16`, or smaller coefficients."
+    )

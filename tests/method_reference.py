@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from nan_merge.methods import METHODS, Context, TensorNorms
+from nan_merge.methods.consensus import rule_of, vote
+from nan_merge.methods.dare import rescale_of
 from nan_merge.methods.method import per_model
-from nan_merge.methods.ties import count_elected_signs, kept_rank
+from nan_merge.methods.ties import kept_rank, trim
+from nan_merge.random import uniform
 from nan_merge.schema import StrictModel
 
 SHAPES = [(), (1,), (7,), (5, 1), (1, 6), (1, 1), (4, 9), (3, 4, 5), (130,), (0,), (0, 3), (3, 0)]
@@ -45,12 +48,14 @@ def merge_whole(
     if base is not None and {"magnitude_threshold", "tensor_threshold"} & set(row.needs):
         context["thresholds"] = thresholds_of(options, base, finetuned)
     if base is not None and "majority_sign" in row.needs:
-        pieces = [tensor.clone() for tensor in finetuned]
-        votes = count_elected_signs(base, pieces, coefficients, options, context["thresholds"])
-        context["majority_sign"] = 1.0 if votes > 0 else -1.0
+        trimmed = trim(base, [tensor.clone() for tensor in finetuned], context["thresholds"])
+        votes = vote(trimmed, coefficients, options, rule_of(options, options.dialect))
+        context["majority_sign"] = 1.0 if int(votes.sign().sum()) > 0 else -1.0
     if "inner_products" in row.needs:
         context["norms"] = norms_of(base, finetuned)
     context |= known
+    if "kept_sums" in row.needs:
+        context["rescales"] = rescales_of(options, base, finetuned, context)
     columns = shape[-1] if shape else 1
     flat = {"element": (-1,), "row": (-1, columns), "matrix": shape or (1,)}[row.unit]
     if math.prod(shape) == 0:
@@ -73,6 +78,20 @@ def thresholds_of(options: Any, base: Tensor, finetuned: Sequence[Tensor]) -> tu
         magnitudes = (tensor - base).abs().flatten().sort().values.tolist()
         rank = kept_rank(options.dialect, density, len(magnitudes))
         found.append([0.0, *magnitudes, math.inf][rank])
+    return tuple(found)
+
+
+def rescales_of(
+    options: Any, base: Tensor | None, finetuned: Sequence[Tensor], context: dict[str, Any]
+) -> tuple[float, ...]:
+    """The factors that keep each task vector's sum of magnitudes when some of it is dropped."""
+    found: list[float] = []
+    densities = per_model(options.density, len(finetuned))
+    for tensor, model, density in zip(finetuned, context["models"], densities, strict=True):
+        magnitudes = (tensor - base).double().abs().flatten()
+        draws = uniform(context["seed"], model, context["tensor"], 0, len(magnitudes))
+        kept = magnitudes[draws < torch.tensor(density, dtype=torch.float32)]
+        found.append(rescale_of(float(magnitudes.sum()), float(kept.sum())))
     return tuple(found)
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from nan_merge.methods.average import AverageOptions, average
+from nan_merge.methods.average import AverageOptions, average, average_program
 from nan_merge.methods.breadcrumbs import (
     BreadcrumbsOptions,
     BreadcrumbsTiesOptions,
@@ -16,6 +16,7 @@ from nan_merge.methods.dare import (
     DareLinearOptions,
     DareTiesOptions,
     dare_linear,
+    dare_program,
     dare_row,
     dare_ties,
 )
@@ -34,15 +35,27 @@ from nan_merge.methods.passthrough import NAN_REFUSED as NAN_ON_PASSTHROUGH
 from nan_merge.methods.passthrough import PassthroughOptions, passthrough
 from nan_merge.methods.sce import SceOptions, sce, sce_row
 from nan_merge.methods.slerp import SlerpOptions, slerp
-from nan_merge.methods.task_arithmetic import TaskArithmeticOptions, task_arithmetic
-from nan_merge.methods.ties import TiesOptions, ties, ties_row
+from nan_merge.methods.task_arithmetic import (
+    TaskArithmeticOptions,
+    task_arithmetic,
+    task_arithmetic_program,
+)
+from nan_merge.methods.ties import TiesOptions, ties, ties_program, ties_row
 
 METHODS: dict[str, MergeMethod] = {
     "average": MergeMethod(
-        AverageOptions, average, paper="arXiv:2203.05482", needs_base=False, weights_sum_to_one=True
+        AverageOptions,
+        average,
+        paper="arXiv:2203.05482",
+        needs_base=False,
+        weights_sum_to_one=True,
+        program=average_program,
     ),
     "task_arithmetic": MergeMethod(
-        TaskArithmeticOptions, task_arithmetic, paper="arXiv:2212.04089"
+        TaskArithmeticOptions,
+        task_arithmetic,
+        paper="arXiv:2212.04089",
+        program=task_arithmetic_program,
     ),
     "ties": MergeMethod(
         TiesOptions,
@@ -50,11 +63,22 @@ METHODS: dict[str, MergeMethod] = {
         paper="arXiv:2306.01708",
         needs=("magnitude_threshold", "majority_sign"),
         varies=ties_row,
+        program=ties_program,
     ),
     "dare_linear": MergeMethod(
-        DareLinearOptions, dare_linear, paper="arXiv:2311.03099", varies=dare_row
+        DareLinearOptions,
+        dare_linear,
+        paper="arXiv:2311.03099",
+        varies=dare_row,
+        program=dare_program,
     ),
-    "dare_ties": MergeMethod(DareTiesOptions, dare_ties, paper="arXiv:2311.03099", varies=dare_row),
+    "dare_ties": MergeMethod(
+        DareTiesOptions,
+        dare_ties,
+        paper="arXiv:2311.03099",
+        varies=dare_row,
+        program=dare_program,
+    ),
     "della_linear": MergeMethod(
         DellaLinearOptions, della_linear, paper="arXiv:2406.11617", unit="row", varies=della_row
     ),

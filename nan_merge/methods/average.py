@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
-
-from nan_merge.methods.method import Context
+from nan_merge.methods.method import Context, Program
 from nan_merge.schema import StrictModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class AverageOptions(StrictModel):
@@ -40,3 +41,8 @@ def average(
     for tensor, coefficient in zip(finetuned[1:], coefficients[1:], strict=True):
         merged.add_(tensor.mul_(coefficient))
     return merged
+
+
+def average_program(options: AverageOptions, context: Context) -> Program:
+    """`average` for the compiled kernel."""
+    return Program(uses_base=False)

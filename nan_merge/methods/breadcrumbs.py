@@ -17,12 +17,11 @@ plus. It comes from mergekit; the paper has no such step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
+from nan_merge.lazy_torch import torch
 from nan_merge.methods.consensus import ConsensusOptions, join, row_of, rule_of
 from nan_merge.methods.method import (
     Context,
@@ -33,6 +32,9 @@ from nan_merge.methods.method import (
 )
 from nan_merge.methods.ranks import kth_smallest
 from nan_merge.schema import StrictModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Gamma = Annotated[float, Field(ge=0, lt=1)]
 

@@ -17,14 +17,16 @@ utils/merge_utils.py. `fusionbench`: method/ties_merging/ties_merging_utils.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from nan_merge.methods.method import Dialect
+from nan_merge.lazy_torch import torch
+from nan_merge.methods.method import Dialect, Program
 from nan_merge.schema import StrictModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Disjoint = Literal["mean", "sum", "weighted_mean"]
 Order = Literal["before", "after"]
@@ -80,6 +82,20 @@ def rule_of(
 def row_of(rule: Rule) -> dict[str, Any]:
     """What the rule changes of a method's row: a weighted mean divides by the coefficients."""
     return {"weights_sum_to_one": True} if rule.disjoint == "weighted_mean" else {}
+
+
+def joining_program(
+    options: ConsensusOptions, rule: Rule, majority_sign: float = 1.0, **sparsifying: Any
+) -> Program:
+    """`join` for the compiled kernel, after trimming or dropping."""
+    return Program(
+        join=rule.disjoint,
+        weigh_first=rule.order == "before",
+        by_sign=options.elect == "frequency",
+        tie=1.0 if rule.tie_is_plus else majority_sign,
+        factor=options.lambda_,
+        **sparsifying,
+    )
 
 
 def vote(

@@ -4,7 +4,7 @@ Section 3.2: with drop rate p = 1 - density, m ~ Bernoulli(1 - p) and the vector
 m * vector / (1 - p), whose mean is the vector. Dropped before merging, as in the authors' code
 (yule-BUAA/MergeLM, model_merging_methods/mask_weights_utils.py); `peft` and `fusionbench` do the
 same. `mergekit` (sparsify.py) rescales instead so that the tensor's sum of magnitudes is kept;
-that sum needs the whole tensor, so this dialect takes tensors whole.
+the two sums, over all and over what is kept, are taken in a pass of their own before the merge.
 
 `dare_ties` elects signs over what was not dropped and does not trim by magnitude besides, like
 mergekit and PEFT; a tied vote goes to plus. MergeLM and FusionBench trim the dropped vectors once
@@ -17,22 +17,23 @@ as in Task Arithmetic. For `disjoint: weighted_mean` see `nan_merge.methods.ties
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-
-from nan_merge.methods.consensus import ConsensusOptions, join, row_of, rule_of
+from nan_merge.methods.consensus import ConsensusOptions, join, joining_program, row_of, rule_of
 from nan_merge.methods.method import (
     Context,
     Dialect,
     PerModelShare,
+    Program,
     per_model,
     task_vectors,
     weighted_sum,
 )
 from nan_merge.random import uniform
 from nan_merge.schema import StrictModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SMALLEST_SUM = 1e-7  # mergekit does not rescale a tensor whose magnitudes sum to less
 
@@ -59,6 +60,9 @@ class DareTiesOptions(ConsensusOptions):
     """Whose rescaling, as for `dare_linear`, and whose way to elect signs and join."""
     rescale: bool = True
     """Whether kept elements are made larger to make up for the dropped ones."""
+
+
+AnyDareOptions = DareLinearOptions | DareTiesOptions
 
 
 def dare_linear(
@@ -104,45 +108,53 @@ def dare_ties(
 def drop(
     base: Tensor | None,
     finetuned: Sequence[Tensor],
-    options: DareLinearOptions | DareTiesOptions,
+    options: AnyDareOptions,
     context: Context,
 ) -> list[Tensor]:
     """T task vectors of shape S, most elements zero and the others larger."""
     vectors = task_vectors(base, finetuned)
     densities = per_model(options.density, len(vectors))
-    for vector, model, density in zip(vectors, context.models, densities, strict=True):
+    for place, (vector, density) in enumerate(zip(vectors, densities, strict=True)):
         if density >= 1:
             continue
+        model = context.models[place]
         draws = uniform(context.seed, model, context.tensor, context.start, vector.numel())
-        kept = draws.to(vector.device).view(vector.shape).lt_(density)
-        if not options.rescale:
-            vector.mul_(kept)
-        elif options.dialect == "mergekit":
-            drop_and_keep_sum(vector, kept)
-        else:
-            vector.mul_(kept).div_(density)
+        vector.mul_(draws.to(vector.device).view(vector.shape).lt_(density))
+        if keeps_sums(options):
+            vector.mul_(context.rescales[place])
+        elif options.rescale:
+            vector.div_(density)
     return vectors
 
 
-def drop_and_keep_sum(vector: Tensor, kept: Tensor) -> None:
-    """Set the dropped elements to zero and rescale the others to the same sum of magnitudes.
-
-    Args:
-        vector: A whole tensor's task vector, any shape S, float32; changed.
-        kept: Shape S, float32, 1 for what is kept and 0 for what is dropped.
-    """
-    before = float(vector.abs().sum(dtype=torch.float64))
-    vector.mul_(kept)
-    after = float(vector.abs().sum(dtype=torch.float64))
-    if before >= SMALLEST_SUM and after >= SMALLEST_SUM:
-        vector.mul_(before / after)
+def keeps_sums(options: AnyDareOptions) -> bool:
+    """Whether each tensor keeps its sum of magnitudes."""
+    return options.rescale and options.dialect == "mergekit"
 
 
-def dare_row(options: DareLinearOptions | DareTiesOptions) -> dict[str, Any]:
-    """The sum of magnitudes that mergekit keeps is over a whole tensor."""
+def rescale_of(before: float, after: float) -> float:
+    """What kept elements are multiplied by, from the sums of magnitudes of all and of the kept."""
+    return before / after if min(before, after) >= SMALLEST_SUM else 1.0
+
+
+def dare_row(options: AnyDareOptions) -> dict[str, Any]:
+    """The sums of magnitudes that mergekit keeps are over a whole tensor."""
     changes: dict[str, Any] = {}
     if isinstance(options, DareTiesOptions):
         changes |= row_of(rule_of(options, options.dialect, "sum"))
-    if options.dialect == "mergekit" and options.rescale:
-        changes["unit"] = "matrix"
+    if keeps_sums(options):
+        changes["needs"] = ("kept_sums",)
     return changes
+
+
+def dare_program(options: AnyDareOptions, context: Context) -> Program:
+    """`dare_linear` and `dare_ties` for the compiled kernel."""
+    densities = per_model(options.density, len(context.models))
+    dropping: dict[str, Any] = {"densities": densities}
+    if keeps_sums(options):
+        dropping |= {"rescaling": "multiply", "factors": context.rescales}
+    elif options.rescale:
+        dropping |= {"rescaling": "divide", "factors": densities}
+    if isinstance(options, DareTiesOptions):
+        return joining_program(options, rule_of(options, options.dialect, "sum"), **dropping)
+    return Program(**dropping)

@@ -19,14 +19,13 @@ tied vote going to plus; the paper's steps "elect" and "fuse".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
+from nan_merge.lazy_torch import torch
 from nan_merge.methods.consensus import ConsensusOptions, join, row_of, rule_of
-from nan_merge.methods.dare import drop_and_keep_sum
+from nan_merge.methods.dare import rescale_of
 from nan_merge.methods.method import (
     Context,
     PerModelShare,
@@ -37,6 +36,9 @@ from nan_merge.methods.method import (
 from nan_merge.methods.ranks import magnitude_ranks
 from nan_merge.random import uniform
 from nan_merge.schema import StrictModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def check_chances(density: float | tuple[float, ...], epsilon: float) -> None:
@@ -146,6 +148,19 @@ def drop_by_rank(
         else:
             vector.mul_(kept).div_(chances)
     return vectors
+
+
+def drop_and_keep_sum(vector: Tensor, kept: Tensor) -> None:
+    """Set the dropped elements to zero and rescale the others to the same sum of magnitudes.
+
+    Args:
+        vector: A whole tensor's task vector, any shape S, float32; changed.
+        kept: Shape S, float32, 1 for what is kept and 0 for what is dropped.
+    """
+    before = float(vector.abs().sum(dtype=torch.float64))
+    vector.mul_(kept)
+    after = float(vector.abs().sum(dtype=torch.float64))
+    vector.mul_(rescale_of(before, after))
 
 
 def rank_shares(vector: Tensor, axis: int) -> Tensor:

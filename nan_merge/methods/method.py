@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from nan_merge.schema import StrictModel
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    # (base or None, T fine-tuned, T coefficients, options, context) -> merged piece.
+    # All tensors are float32 and of one shape: flat for `unit: element`, (rows, columns) for
+    # `row`, the tensor's own for `matrix`. Inputs may be overwritten: the caller reads every
+    # piece afresh.
+    MergeFunction = Callable[
+        [Tensor | None, Sequence[Tensor], Sequence[float], Any, "Context"], Tensor
+    ]
+
 Unit = Literal["element", "row", "matrix"]
-Statistic = Literal["magnitude_threshold", "tensor_threshold", "majority_sign", "inner_products"]
+Statistic = Literal[
+    "magnitude_threshold", "tensor_threshold", "majority_sign", "inner_products", "kept_sums"
+]
 Dialect = Literal["paper", "mergekit", "peft", "fusionbench"]
 PerModel = float | tuple[float, ...]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -24,12 +36,17 @@ class TensorNorms:
     """Inner products over one tensor (or several, summed) of T fine-tuned models.
 
     Attributes:
-        weights: Of the models' weights, T x T; squared norms on the diagonal.
-        task_vectors: Of the task vectors, T x T; empty if there is no base.
+        weights: Of the models' weights, T x T; squared norms on the diagonal; empty if they were
+            not asked for. What was not asked for beside the diagonal is NaN.
+        task_vectors: Of the task vectors, likewise; empty if there is no base.
+        weight_sums: Sum of each model's weights, T; empty if not asked for.
+        task_vector_sums: Sum of each task vector, T; empty if not asked for.
     """
 
     weights: tuple[tuple[float, ...], ...]
     task_vectors: tuple[tuple[float, ...], ...]
+    weight_sums: tuple[float, ...] = ()
+    task_vector_sums: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +63,8 @@ class Context:
             method needs one.
         majority_sign: -1.0 or 1.0, the sign that wins ties of a vote.
         norms: Inner products over this tensor, if the method needs them.
+        rescales: Per model, what makes the kept elements of this tensor add up to the magnitude
+            that all had; length T if the method needs `kept_sums`.
     """
 
     tensor: str = ""
@@ -56,12 +75,37 @@ class Context:
     thresholds: tuple[float, ...] = ()
     majority_sign: float = 1.0
     norms: TensorNorms | None = None
+    rescales: tuple[float, ...] = ()
 
 
-# (base or None, T fine-tuned, T coefficients, options, context) -> merged piece.
-# All tensors are float32 and of one shape: flat for `unit: element`, (rows, columns) for `row`,
-# the tensor's own for `matrix`. Inputs may be overwritten: the caller reads every piece afresh.
-MergeFunction = Callable[[Tensor | None, Sequence[Tensor], Sequence[float], Any, Context], Tensor]
+@dataclass(frozen=True)
+class Program:
+    """What a method asks of the compiled kernel `combine`, which does it in one pass.
+
+    Attributes:
+        uses_base: Whether the models are taken as task vectors and the base is added at the end.
+        thresholds: Per model, the smallest magnitude that is kept; empty to trim nothing.
+        densities: Per model, the chance of an element to be kept; empty to drop nothing.
+        rescaling: How kept elements are rescaled by `factors`.
+        factors: Per model.
+        join: How elements that agree with the elected sign are joined; None for the weighted
+            sum of all.
+        weigh_first: Whether coefficients weigh the vote.
+        by_sign: Whether signs are added up in the vote, not values.
+        tie: The sign that wins a tied vote.
+        factor: On the joined update.
+    """
+
+    uses_base: bool = True
+    thresholds: tuple[float, ...] = ()
+    densities: tuple[float, ...] = ()
+    rescaling: Literal["divide", "multiply"] | None = None
+    factors: tuple[float, ...] = ()
+    join: Literal["mean", "sum", "weighted_mean"] | None = None
+    weigh_first: bool = True
+    by_sign: bool = False
+    tie: float = 1.0
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +119,8 @@ class MergeMethod:
         unit: The smallest piece that the function can be given: any elements, whole rows of the
             last axis, or a whole tensor.
         needs: The statistics that must be known first: one threshold over the whole model or
-            one per tensor (for `options.density`), the majority of elected signs, inner products.
+            one per tensor (for `options.density`), the majority of elected signs, inner products,
+            sums of magnitudes before and after dropping.
         needs_base: Whether the recipe must name a base model.
         weights_sum_to_one: Whether the coefficients are divided by their sum before the function
             sees them, which cancels any global scale.
@@ -84,6 +129,8 @@ class MergeMethod:
         nan_refused: Why NAN's coefficients have no meaning for this method; empty if they have.
         varies: Options -> the fields of this row that they change; the row holds what the
             default options need.
+        program: (options, context) -> the same computation for the compiled kernel, several times
+            faster on a CPU; None for methods that only torch computes.
     """
 
     options: type[StrictModel]
@@ -97,6 +144,7 @@ class MergeMethod:
     most_models: int | None = None
     nan_refused: str = ""
     varies: Callable[[Any], Mapping[str, Any]] | None = None
+    program: Callable[[Any, Context], Program] | None = None
 
     def for_options(self, options: StrictModel) -> MergeMethod:
         """This row as it stands for these options: a dialect may need other statistics."""

@@ -19,14 +19,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from nan_merge.errors import CoefficientError
+from nan_merge.lazy_torch import torch
 from nan_merge.methods.method import Context, task_vectors, weighted_sum
 from nan_merge.schema import StrictModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SINGULAR = 1e-6
 NAN_REFUSED = (

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-
+from nan_merge.lazy_torch import torch
 from nan_merge.methods.method import Context, weighted_sum
 from nan_merge.methods.slerp import arc_weights
 from nan_merge.schema import StrictModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARALLEL = 1e-16  # squared sine
 SMALLEST_NORM = 1e-7

@@ -9,12 +9,13 @@ always 1, and NAN's scale m/2 would halve its weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from nan_merge.methods.method import Context
 from nan_merge.schema import StrictModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAN_REFUSED = (
     "a single model has nothing to be weighed against, and NAN's scale m/2 would halve its "

@@ -7,10 +7,14 @@ rank in order of their place.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+from nan_merge.lazy_torch import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def kth_smallest(rows: Tensor, ranks: Sequence[int]) -> list[Tensor]:

@@ -19,15 +19,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-
+from nan_merge.lazy_torch import torch
 from nan_merge.methods.consensus import elected_signs, without_zeros
 from nan_merge.methods.method import Context, Share, task_vectors
 from nan_merge.methods.ranks import kth_smallest
 from nan_merge.schema import StrictModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MERGEKIT_FLOOR = 1e-6
 

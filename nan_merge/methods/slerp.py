@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from nan_merge.methods.method import Context, weighted_sum
 from nan_merge.schema import StrictModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STRAIGHT_FROM_COSINE = 0.9995
 SMALLEST_NORM = 1e-8

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
-
-from nan_merge.methods.method import Context
+from nan_merge.methods.method import Context, Program
 from nan_merge.schema import StrictModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TaskArithmeticOptions(StrictModel):
@@ -43,3 +44,8 @@ def task_arithmetic(
     for tensor, coefficient in zip(finetuned[1:], coefficients[1:], strict=True):
         update.add_(tensor.sub_(base).mul_(coefficient))
     return update.add_(base)
+
+
+def task_arithmetic_program(options: TaskArithmeticOptions, context: Context) -> Program:
+    """`task_arithmetic` for the compiled kernel."""
+    return Program()

@@ -16,14 +16,16 @@ allocation acts, its scale does not, and `lambda` here takes the place of `coeff
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch.nn.functional as F
-from torch import Tensor
 
-from nan_merge.methods.consensus import ConsensusOptions, join, row_of, rule_of, vote
-from nan_merge.methods.method import Context, Dialect, PerModelShare, task_vectors
+from nan_merge.lazy_torch import torch
+from nan_merge.methods.consensus import ConsensusOptions, join, joining_program, row_of, rule_of
+from nan_merge.methods.method import Context, Dialect, PerModelShare, Program, task_vectors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TiesOptions(ConsensusOptions):
@@ -76,9 +78,10 @@ def trim(base: Tensor, finetuned: Sequence[Tensor], thresholds: Sequence[float])
         thresholds: T magnitudes, each a float32 number; infinity keeps nothing.
     """
     vectors = task_vectors(base, finetuned)
+    shrink = torch.nn.functional.hardshrink
     return [
         # `hardshrink` keeps what is above a number, and we what is not below: one step lower.
-        F.hardshrink(vector, float(np.nextafter(np.float32(threshold), np.float32(0))))
+        shrink(vector, float(np.nextafter(np.float32(threshold), np.float32(0))))
         if threshold > 0
         else vector
         for vector, threshold in zip(vectors, thresholds, strict=True)
@@ -116,14 +119,7 @@ def ties_row(options: TiesOptions) -> dict[str, Any]:
     return changes
 
 
-def count_elected_signs(
-    base: Tensor,
-    finetuned: Sequence[Tensor],
-    coefficients: Sequence[float],
-    options: TiesOptions,
-    thresholds: Sequence[float],
-) -> int:
-    """Elected plus signs minus elected minus signs in this piece; the model's sum breaks ties."""
-    trimmed = trim(base, finetuned, thresholds)
-    votes = vote(trimmed, coefficients, options, rule_of(options, options.dialect))
-    return int((votes > 0).sum()) - int((votes < 0).sum())
+def ties_program(options: TiesOptions, context: Context) -> Program:
+    """`ties` for the compiled kernel."""
+    rule = rule_of(options, options.dialect)
+    return joining_program(options, rule, context.majority_sign, thresholds=context.thresholds)

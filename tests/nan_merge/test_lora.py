@@ -13,8 +13,10 @@ from torch import Tensor
 
 from nan_merge import lora_tensor
 from nan_merge.checkpoint import Checkpoint, open_checkpoint
+from nan_merge.dtypes import DType
 from nan_merge.errors import CheckpointError
-from nan_merge.lora import LoraTensor, lora_norms, open_adapter
+from nan_merge.lora import LoraTensor, open_adapter
+from nan_merge.lora_tensor import lora_inner_products
 from nan_merge.model_reference import open_model, split_reference
 from nan_merge.plan import plan_merge
 from nan_merge.recipe import MergeRecipe
@@ -162,7 +164,7 @@ def test_half_precision_does_not_round_the_update_away(tmp_path: Path, write_ada
     half = {name: value.bfloat16() for name, value in factors.items()}
     base = open_checkpoint(str(tmp_path / "b.safetensors"))
     tensor = open_adapter(write_adapter(half), base, "tuned").tensors["w.weight"]
-    assert (tensor.dtype, tensor.stored_dtype) == (torch.float32, torch.bfloat16)
+    assert (tensor.dtype, tensor.stored_dtype) == (DType.F32, DType.BF16)
     assert tensor.num_bytes == 64
     with BlockReader() as reader:
         assert reader.read(tensor)[0].item() == pytest.approx(1.006, rel=1e-3)
@@ -234,7 +236,7 @@ def test_norms_equal_those_of_the_formed_products(base: Checkpoint, write_adapte
         ]
         tensors = [*(adapted.tensors[name] for adapted in adapters), base.tensors[name]]
         with BlockReader() as reader:
-            found = lora_norms(reader, base.tensors[name], tensors)
+            found = lora_inner_products(reader, base.tensors[name], tensors)
             vectors = []
             for tensor in tensors[:2]:
                 assert isinstance(tensor, LoraTensor)
@@ -243,7 +245,11 @@ def test_norms_equal_those_of_the_formed_products(base: Checkpoint, write_adapte
                 b = reader.read(tensor.b).view(tensor.b.shape).double()
                 vectors.append((3 * b @ a).flatten())
         vectors = torch.stack([*vectors, torch.zeros_like(vectors[0])])
-        torch.testing.assert_close(torch.tensor(found).double(), vectors @ vectors.T)
+        assert found is not None
+        products = torch.tensor(found.task_vectors, dtype=torch.float64)
+        torch.testing.assert_close(products, vectors @ vectors.T)
+        sums = torch.tensor(found.task_vector_sums, dtype=torch.float64)
+        torch.testing.assert_close(sums, vectors.sum(dim=1))
 
 
 def test_norms_of_other_tensors_must_be_read(base: Checkpoint, write_adapter: WriteAdapter):
@@ -251,10 +257,10 @@ def test_norms_of_other_tensors_must_be_read(base: Checkpoint, write_adapter: Wr
     adapted = open_adapter(write_adapter(linear()), base, "tuned")
     other = open_adapter(write_adapter({"head.weight": draw(13, 6)}, "other"), base, "other")
     with BlockReader() as reader:
-        assert (
-            lora_norms(reader, other.tensors["head.weight"], [base.tensors["head.weight"]]) is None
-        )
-        assert lora_norms(reader, base.tensors["embed.weight"], [adapted.tensors[name]]) is None
+        head, embed = base.tensors["head.weight"], base.tensors["embed.weight"]
+        assert lora_inner_products(reader, other.tensors["head.weight"], [head]) is None
+        assert lora_inner_products(reader, embed, [adapted.tensors[name]]) is None
+        assert lora_inner_products(reader, head, [head]) is None  # no adapter: nothing to save
 
 
 @pytest.mark.parametrize(

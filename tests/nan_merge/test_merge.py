@@ -280,5 +280,5 @@ def test_nan_in_an_input_is_refused_by_methods_that_measure_nothing(
 
 def test_a_result_too_large_for_its_type_is_refused(family: dict[str, str], tmp_path: Path):
     spec = recipe(family, method="task_arithmetic", coefficients=[1e7, 1, 1], dtype="float16")
-    with pytest.raises(CheckpointError, match=r"too large for torch.float16"):
+    with pytest.raises(CheckpointError, match=r"too large for float16"):
         merge_checkpoint(spec, tmp_path / "out")

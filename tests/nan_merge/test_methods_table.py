@@ -25,7 +25,7 @@ def test_the_row_holds_what_the_default_options_need():
         ("ties", {"dialect": "mergekit"}, "element", ("tensor_threshold",)),
         ("ties", {"dialect": "peft"}, "element", ("tensor_threshold",)),
         ("dare_ties", {}, "element", ()),
-        ("dare_ties", {"dialect": "mergekit"}, "matrix", ()),
+        ("dare_ties", {"dialect": "mergekit"}, "element", ("kept_sums",)),
         ("dare_linear", {"dialect": "mergekit", "rescale": False}, "element", ()),
         ("della_ties", {"dialect": "mergekit"}, "matrix", ()),
         ("breadcrumbs", {"rows": True}, "row", ()),

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from nan_merge.dtypes import DType
 from nan_merge.errors import CheckpointError
 from nan_merge.safetensors_file import (
-    TORCH_DTYPES,
     BlockReader,
     make_header,
     read_header,
@@ -28,9 +28,12 @@ def entry(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8))
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
-@pytest.mark.parametrize("dtype", TORCH_DTYPES.values(), ids=TORCH_DTYPES)
-def test_blocks_equal_what_the_reference_library_reads(tmp_path: Path, dtype: torch.dtype):
-    tensors = {"a": torch.arange(24).reshape(2, 3, 4).to(dtype), "b": torch.tensor(1).to(dtype)}
+@pytest.mark.parametrize("dtype", list(DType), ids=str)
+def test_blocks_equal_what_the_reference_library_reads(tmp_path: Path, dtype: DType):
+    tensors = {
+        "a": torch.arange(24).reshape(2, 3, 4).to(dtype.torch),
+        "b": torch.tensor(1).to(dtype.torch),
+    }
     path = tmp_path / "x.safetensors"
     save_file(tensors, path)
     header = read_header(path)
@@ -40,14 +43,14 @@ def test_blocks_equal_what_the_reference_library_reads(tmp_path: Path, dtype: to
         assert torch.equal(reader.read(header["b"]), tensors["b"].view(1))
 
 
-@pytest.mark.parametrize("dtype", TORCH_DTYPES.values(), ids=TORCH_DTYPES)
-def test_the_reference_library_reads_what_we_write(tmp_path: Path, dtype: torch.dtype):
+@pytest.mark.parametrize("dtype", list(DType), ids=str)
+def test_the_reference_library_reads_what_we_write(tmp_path: Path, dtype: DType):
     tensors = {
-        "é\n": torch.arange(6).reshape(2, 3).to(dtype),
-        "scalar": torch.tensor(1).to(dtype),
-        "empty": torch.zeros(0, 4).to(dtype),
+        "é\n": torch.arange(6).reshape(2, 3).to(dtype.torch),
+        "scalar": torch.tensor(1).to(dtype.torch),
+        "empty": torch.zeros(0, 4).to(dtype.torch),
     }
-    layout = [(name, value.dtype, tuple(value.shape)) for name, value in tensors.items()]
+    layout = [(name, dtype, tuple(value.shape)) for name, value in tensors.items()]
     path = tmp_path / "x.safetensors"
     path.write_bytes(make_header(layout) + b"".join(map(tensor_bytes, tensors.values())))
     with safe_open(path, "pt") as file:

@@ -8,23 +8,18 @@ from hypothesis import strategies as st
 
 from nan_merge.checkpoint import open_checkpoint
 from nan_merge.errors import CheckpointError
-from nan_merge.kernels import (
-    FINE_BITS,
-    count_coarse_numpy,
-    count_fine_numpy,
-    counting_kernels,
-)
+from nan_merge.inner_products import WantedProducts, measure_norms
 from nan_merge.measure import measure
 from nan_merge.methods.ties import kept_rank
 from nan_merge.norms import sum_norms
 from nan_merge.plan import align, plan_merge
 from nan_merge.recipe import MergeRecipe
 from nan_merge.statistics import (
+    FINE_BITS,
     bits_to_float,
     count_magnitudes,
     find_rank,
-    magnitude_bits,
-    measure_norms,
+    tensor_thresholds,
 )
 from nan_merge.tasks import run_serially
 
@@ -40,6 +35,12 @@ def flat(path: str) -> np.ndarray:
     tensors = load_file(f"{path}/model.safetensors")
     floats = [tensors[name] for name in sorted(tensors) if tensors[name].is_floating_point()]
     return torch.cat([tensor.flatten() for tensor in floats]).numpy()
+
+
+def only(path: str, name: str) -> np.ndarray:
+    from safetensors.torch import load_file
+
+    return load_file(f"{path}/model.safetensors")[name].flatten().numpy()
 
 
 def test_norms_agree_with_float64(family: dict[str, str]):
@@ -99,7 +100,7 @@ def test_thresholds_equal_a_sort(family: dict[str, str], density: float):
 )
 def test_histogram_selection_equals_a_sort(values: list[float], data: st.DataObject):
     rank = data.draw(st.integers(1, len(values)))
-    bits = magnitude_bits(torch.tensor(values, dtype=torch.float32))
+    bits = np.abs(np.array(values, np.float32)).view(np.int32)
     coarse = np.bincount(bits >> FINE_BITS, minlength=1 << 15)
     chosen, inner_rank = find_rank(coarse, rank)
     inside = bits[bits >> FINE_BITS == chosen] & ((1 << FINE_BITS) - 1)
@@ -108,22 +109,48 @@ def test_histogram_selection_equals_a_sort(values: list[float], data: st.DataObj
     assert found == sorted(abs(np.float32(value)) for value in values)[rank - 1]
 
 
-def test_compiled_and_plain_counting_agree():
-    bits = magnitude_bits(torch.randn(1000, generator=torch.Generator().manual_seed(1)))
-    chosen = int(bits[0] >> FINE_BITS)
-    coarse, fine = counting_kernels()
-    found = [np.zeros(1 << 15, dtype=np.int64) for _ in range(2)]
-    coarse(bits, found[0])
-    count_coarse_numpy(bits, found[1])
-    assert np.array_equal(*found)
-    found = [np.zeros(1 << 16, dtype=np.int64) for _ in range(2)]
-    fine(bits, chosen, found[0])
-    count_fine_numpy(bits, chosen, found[1])
-    assert np.array_equal(*found)
-    assert found[0].sum() > 0
-
-
 def test_histograms_count_every_float_once(family: dict[str, str]):
     tensors = aligned(family)
     num_floats = sum(t.reference.num_elements for t in tensors if t.is_merged)
     assert count_magnitudes(tensors).sum(axis=1).tolist() == [num_floats] * 3
+
+
+@pytest.mark.parametrize("density", [0.3, 0.9])
+def test_thresholds_of_a_tensor_equal_a_sort(family: dict[str, str], density: float):
+    trims = [("mergekit", (density,) * 3), ("peft", (0.5,) * 3)]
+    for tensor in aligned(family):
+        if not tensor.is_merged:
+            continue
+        found = tensor_thresholds([tensor], trims)[tensor.name]
+        one, two = (only(path, tensor.name) for path in (family["base"], family["math"]))
+        magnitudes = np.sort(np.abs(two - one))
+        for (dialect, densities), row in zip(trims, found, strict=True):
+            rank = kept_rank(dialect, densities[0], len(magnitudes))
+            assert row[0] == [0.0, *magnitudes, math.inf][rank]
+
+
+def test_only_what_was_asked_for_is_measured(family: dict[str, str]):
+    tensors = aligned(family)
+    everything = measure_norms(tensors)
+    wanted = WantedProducts(weights=False, task_vectors=True, all_pairs=False)
+    for name, norms in measure_norms(tensors, wanted).items():
+        assert (norms.weights, norms.weight_sums) == ((), ())
+        assert norms.task_vector_sums == everything[name].task_vector_sums
+        for i, row in enumerate(norms.task_vectors):
+            assert row[i] == everything[name].task_vectors[i][i]
+            assert all(math.isnan(value) for j, value in enumerate(row) if j != i)
+
+
+def test_sums_do_not_depend_on_the_number_of_workers(family: dict[str, str]):
+    tensors = aligned(family)
+    assert measure_norms(tensors, workers=5) == measure_norms(tensors, workers=1)
+
+
+def test_sums_of_elements_agree_with_float64(family: dict[str, str]):
+    whole = sum_norms(list(measure_norms(aligned(family)).values()))
+    base = flat(family["base"])
+    for place, path in enumerate(list(family.values())[1:]):
+        weights = flat(path)
+        assert whole.weight_sums[place] == pytest.approx(weights.astype(np.float64).sum())
+        vector = (weights - base).astype(np.float64)
+        assert whole.task_vector_sums[place] == pytest.approx(vector.sum())

@@ -11,6 +11,7 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 
 from nan_merge.checkpoint import Checkpoint, open_checkpoint
+from nan_merge.dtypes import DType
 from nan_merge.errors import CheckpointError, IncompatibleError
 from nan_merge.plan import align
 from nan_merge.row_mapped import RowMappedTensor
@@ -122,7 +123,7 @@ def test_rows_follow_tokens_and_not_numbers(write: Write):
     assert rows(matched.models[0]) == [100.0 + row for row in reversed(range(32))]
     tensor = matched.models[0].tensors[EMBED]
     assert isinstance(tensor, RowMappedTensor)
-    assert tensor.dtype == torch.float32
+    assert tensor.dtype == DType.F32
 
 
 def test_a_token_that_a_model_lacks_is_unchanged_in_it(write: Write):
@@ -175,7 +176,7 @@ def test_any_division_into_reads_gives_the_same_bytes(write: Write):
                     for start in range(0, mapped.num_elements, size)
                 ]
                 assert torch.equal(torch.cat(pieces), whole)
-    assert own_base.tensors[EMBED].stored_dtype == torch.bfloat16
+    assert own_base.tensors[EMBED].stored_dtype == DType.BF16
 
 
 def test_a_model_without_tokenizer_must_have_as_many_rows(write: Write):
