@@ -21,7 +21,7 @@ from nan_merge.methods import METHODS
 from nan_merge.methods.method import TensorNorms
 from nan_merge.norms import sum_norms
 from nan_merge.recipe import CoefficientSpec, MergeRecipe
-from nan_merge.shares import SHARES, frobenius_norms, norm_scale, root_mean_squares
+from nan_merge.shares import SHARES, SIZES, norm_scale
 from nan_merge.weights import count_layers, is_plain, weights_by_tensor
 
 Row = tuple[float, ...]
@@ -59,7 +59,7 @@ def compute_coefficients(
         recipe: What is asked for.
         tensor_names: Every tensor that is merged.
         norms: Tensor name -> its norms; may be empty if `needs_norms` says so.
-        num_elements: Tensor name -> number of its elements; only `source: rms` needs them.
+        num_elements: Tensor name -> number of its elements, for sources that divide by it.
 
     Raises:
         CoefficientError: If a norm is zero, the weights of an average sum to 0, or `include` and
@@ -121,14 +121,11 @@ def _alphas(
     used: dict[str, Row] = {}
     for key, names in groups.items():
         found = [norms[name] for name in names]
-        if not found:
-            used[key] = ()  # no tensor under this key is selected: its alpha is uniform
-        elif SHARES[spec.source].size == "rms":
-            assert num_elements, "`source: rms` is given the number of elements of each tensor"
-            counts = [num_elements[name] for name in names]
-            used[key] = root_mean_squares(found, counts, spec.norm_target)
-        else:
-            used[key] = frobenius_norms(found, spec.norm_target)
+        kind = SHARES[spec.source].size
+        assert num_elements or kind == "norm", f"{kind} is made from numbers of elements too"
+        counts = [num_elements.get(name, 1) for name in names]
+        # Where no tensor under a key is selected, or all are empty, its alpha is uniform.
+        used[key] = SIZES[kind](found, counts, spec.norm_target) if any(counts) else ()
     return used, {key: _shares_of_key(recipe, key, row) for key, row in used.items()}
 
 
@@ -233,7 +230,8 @@ def _scale(
         return 1.0
     chosen = spec.scale
     if chosen is None:
-        chosen = {"nan": "paper", "rms": "paper", "uniform": "count"}.get(spec.source, 1.0)
+        inverts = spec.source in SHARES and SHARES[spec.source].inverts
+        chosen = "paper" if inverts else {"uniform": "count"}.get(spec.source, 1.0)
     if chosen == "paper":
         return num_merged / 2
     if chosen == "count":

@@ -118,7 +118,7 @@ def count_signs(
 
 
 def _count_elected(prepared: Prepared, run: RawRun, chunk: Chunk) -> int:
-    from nan_merge.kernels.combine import count_elected
+    from nan_merge.kernels.signs import count_elected
 
     program = prepared.program
     return count_elected(

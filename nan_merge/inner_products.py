@@ -93,7 +93,8 @@ def _of_adapters(tensors: Sequence[AlignedTensor]) -> dict[str, TensorNorms]:
 
 
 def _measure_chunk(chunk: Chunk, wanted: WantedProducts, reads_vectors: bool) -> TensorNorms:
-    from nan_merge.kernels.measure import LANES, add_inner_products
+    from nan_merge.kernels.inner_products import add_inner_products
+    from nan_merge.kernels.lanes import LANES
 
     num_models = len(chunk.tensor.finetuned)
     lanes = np.zeros((2, num_models, num_models + 1, LANES))

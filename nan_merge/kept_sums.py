@@ -48,7 +48,8 @@ def measure_kept_sums(
 
 def _measure_chunk(chunk: Chunk, drops: Sequence[Drop]) -> np.ndarray:
     """Shape (drops, T, 2)."""
-    from nan_merge.kernels.measure import LANES, add_magnitudes
+    from nan_merge.kernels.kept_sums import add_magnitudes
+    from nan_merge.kernels.lanes import LANES
 
     lanes = np.zeros((len(drops), len(chunk.tensor.finetuned), 2, LANES))
     keys = [stream_keys(drop.seed, drop.models, chunk.tensor.name) for drop in drops]

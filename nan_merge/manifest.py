@@ -142,7 +142,11 @@ def make_manifest(
         "magnitude_thresholds": dict(zip(models, measured.thresholds, strict=False)),
         "majority_sign": measured.majority_sign,
         "files": {
-            record.file_name: {"bytes": record.num_bytes, "xxh3": record.tensors}
+            record.file_name: {
+                "bytes": record.num_bytes,
+                "device": record.device,
+                "xxh3": record.tensors,
+            }
             for record in files
         },
     }

@@ -27,6 +27,7 @@ from nan_merge.plan import MergePlan, check_disk, plan_merge
 from nan_merge.publish import clear_folder, publish_folder, write_text_atomically
 from nan_merge.recipe import MergeRecipe
 from nan_merge.shard import JOURNAL, ShardJob, ShardRecord, is_compiled, merge_shards
+from nan_merge.statistics_journal import journaled
 from nan_merge.tasks import RunTasks, Task, run_serially
 
 
@@ -154,7 +155,8 @@ def _merge_group(
     keys: dict[Path, str] = {}
     with ExitStack() as stack:
         folders = [_enter_staging(stack, job, replace) for job in jobs]
-        measured = measure([job.plan for job in jobs], run_tasks, workers)
+        recorded = journaled(run_tasks, folders[0] / JOURNAL)
+        measured = measure([job.plan for job in jobs], recorded, workers)
         records = run_tasks(_shard_tasks(jobs, measured, folders, workers))
         fingerprints = _fingerprints(jobs[0], [found[0] for found in records])
         for place, (job, item, folder) in enumerate(zip(jobs, measured, folders, strict=True)):

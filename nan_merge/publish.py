@@ -111,11 +111,16 @@ def clear_folder(folder: Path) -> None:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Replace ``path`` by ``text``; a reader sees the old content or the new, never a part."""
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Replace what is at ``path``; a reader sees the old content or the new, never a part."""
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.parent / f".{path.name}.{os.getpid()}.partial"
         try:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(content)
             sync_path(partial)
             partial.replace(path)
         finally:

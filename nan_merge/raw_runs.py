@@ -73,8 +73,8 @@ def run_raw(
 
 def kernel_scratch(chunk: Chunk) -> np.ndarray:
     """The float32 rows that the kernels work in."""
-    from nan_merge.kernels.combine import SCRATCH_ROWS
     from nan_merge.kernels.convert import BLOCK
+    from nan_merge.kernels.vectors import SCRATCH_ROWS
 
     num_rows = 1 + len(chunk.tensor.finetuned) + SCRATCH_ROWS
     return scratch_array("scratch", (num_rows, BLOCK), np.float32)

@@ -21,7 +21,7 @@ from nan_merge.weights import Weight, check_weight
 
 OutputDtype = Literal["float32", "bfloat16", "float16"]
 MissingPolicy = Literal["error", "base", "drop"]
-CoefficientSource = Literal["nan", "rms", "metagpt", "uniform", "matched", "fixed"]
+CoefficientSource = Literal["nan", "rms", "variance", "metagpt", "uniform", "matched", "fixed"]
 Scale = Literal["paper", "norm", "count"] | Annotated[float, Field(gt=0)]
 
 
@@ -80,9 +80,9 @@ class CoefficientSpec(StrictModel):
 
     source: CoefficientSource = "uniform"
     """`nan`: inverse norms (arXiv 2505.16148, Eq. 10); `rms`: inverse root mean squares, every
-    tensor counting the same; `metagpt`: squared norms of task vectors (arXiv 2406.11385);
-    `uniform`: the same for every model; `matched`: uniform with NAN's sum, for ablations;
-    `fixed`: `values`."""
+    tensor counting the same; `variance`: inverse variances about the mean; `metagpt`: squared
+    norms of task vectors (arXiv 2406.11385); `uniform`: the same for every model; `matched`:
+    uniform with NAN's sum, for ablations; `fixed`: `values`."""
     values: tuple[float, ...] | None = None
     """One number per model, for `source: fixed` only."""
     target: Literal["weights", "task_vector"] = "weights"
@@ -98,8 +98,8 @@ class CoefficientSpec(StrictModel):
     paper argues against."""
     scale: Scale | None = None
     """Global factor: `paper` is m/2, `count` is m, `norm` makes the merged update as long as the
-    mean task vector, or a number. Default: `paper` for nan, rms and matched, `count` for uniform
-    (then every coefficient is lambda), 1 for the others and where weights sum to 1."""
+    mean task vector, or a number. Default: `paper` for nan, rms, variance and matched, `count` for
+    uniform (then every coefficient is lambda), 1 for the others and where weights sum to 1."""
     lambda_: float = Field(default=1.0, alias="lambda")
     """A further factor on every coefficient."""
     zero_norm: Literal["error", "exclude"] = "error"

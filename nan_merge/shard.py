@@ -57,12 +57,14 @@ class ShardRecord:
     Attributes:
         file_name: Its name.
         num_bytes: Its size.
+        device: Where it was computed.
         tensors: Tensor's name -> xxh3 of its segments, in hexadecimal.
         inputs: The same for every input, the base first if there is one.
     """
 
     file_name: str
     num_bytes: int
+    device: str
     tensors: dict[str, list[str]]
     inputs: list[dict[str, list[str]]]
 
@@ -165,7 +167,9 @@ def _close(
         for known, segments in zip(inputs, of_inputs, strict=True):
             known.setdefault(name, []).extend(digest.hex() for digest in segments)
     path.with_suffix(".partial").replace(path)
-    record = ShardRecord(path.name, os.fstat(output.descriptor).st_size, tensors, inputs)
+    device = chosen_device(output.job.recipe.device)
+    num_bytes = os.fstat(output.descriptor).st_size
+    record = ShardRecord(path.name, num_bytes, device, tensors, inputs)
     write_text_atomically(journal, json.dumps(asdict(record)))
     return record
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from nan_merge.errors import CoefficientError
 from nan_merge.methods.method import TensorNorms
@@ -21,15 +22,14 @@ class SharesOf:
 
     Attributes:
         share: From T sizes and the recipe's `power` to T numbers that sum to 1.
-        size: "norm" (over all tensors together) or "rms" (mean over tensors of each one's root
-            mean square).
+        size: A key of `SIZES`: what of a model's weights or task vector makes its share.
         inverts: Whether a size of zero has no share.
         target: "task_vector" if the source is about nothing else; None leaves it to the recipe.
         paper: Where it comes from.
     """
 
     share: Callable[[Sequence[float], float], tuple[float, ...]]
-    size: str = "norm"
+    size: Literal["norm", "rms", "variance"] = "norm"
     inverts: bool = True
     target: str | None = None
     paper: str = ""
@@ -85,6 +85,7 @@ def metagpt_alpha(norms: Sequence[float], power: float = 1.0) -> tuple[float, ..
 SHARES: dict[str, SharesOf] = {
     "nan": SharesOf(nan_alpha, paper="arXiv:2505.16148"),
     "rms": SharesOf(nan_alpha, size="rms"),
+    "variance": SharesOf(nan_alpha, size="variance"),
     "metagpt": SharesOf(
         metagpt_alpha, inverts=False, target="task_vector", paper="arXiv:2406.11385"
     ),
@@ -117,6 +118,37 @@ def root_mean_squares(
         if count
     ]
     return tuple(math.fsum(column) / len(sizes) for column in zip(*sizes, strict=True))
+
+
+def variances(
+    norms: Sequence[TensorNorms], num_elements: Sequence[int], target: str
+) -> tuple[float, ...]:
+    """Per model, the variance of all elements about their mean.
+
+    NAN's derivation takes the mean as zero, and then this is the squared norm over the number of
+    elements (arXiv 2505.16148, Section 3.2).
+
+    Args:
+        norms: Of each tensor.
+        num_elements: Of each tensor.
+        target: "weights" or "task_vector".
+    """
+    whole, count = sum_norms(norms), sum(num_elements)
+    of_weights = target == "weights"
+    products = whole.weights if of_weights else whole.task_vectors
+    sums = whole.weight_sums if of_weights else whole.task_vector_sums
+    return tuple(
+        max(0.0, row[place] / count - (total / count) ** 2)
+        for place, (row, total) in enumerate(zip(products, sums, strict=True))
+    )
+
+
+Sizes = Callable[[Sequence[TensorNorms], Sequence[int], str], tuple[float, ...]]
+SIZES: dict[str, Sizes] = {
+    "norm": lambda norms, _, target: frobenius_norms(norms, target),
+    "rms": root_mean_squares,
+    "variance": variances,
+}
 
 
 def norm_scale(shares: Mapping[str, Sequence[float]], norms: Mapping[str, TensorNorms]) -> float:

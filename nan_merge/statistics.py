@@ -59,7 +59,7 @@ def _count_tensors(
 
 
 def _count_chunk(chunk: Chunk, bins: list[list[int]] | None) -> np.ndarray:
-    from nan_merge.kernels.measure import count_coarse, count_fine
+    from nan_merge.kernels.magnitudes import count_coarse, count_fine
 
     assert chunk.tensor.base is not None, "thresholds are of task vectors, which need a base"
     num_models = len(chunk.tensor.finetuned)

@@ -1,4 +1,4 @@
-"""Compile a function for one signature, and keep the machine code for the next process."""
+"""Compile functions by numba, and keep the machine code of kernels for the next process."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from typing import Any
 import numba
 
 HERE = Path(__file__).parent
+
+
+# A part of kernels: compiled into each that calls it, and never on its own.
+part: Any = numba.njit(nogil=True)
 
 
 def compiled(signature: str) -> Callable[[Callable[..., Any]], Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from nan_merge.dtypes import DType
-from nan_merge.kernels.compiled import compiled
+from nan_merge.kernels.compiled import part
 
 # Elements that a kernel has in float32 at a time: what it makes of them stays in the cache.
 BLOCK = 4096
@@ -15,7 +15,7 @@ FLOAT32, BFLOAT16 = 0, 1
 CODES = {DType.F32: FLOAT32, DType.BF16: BFLOAT16}
 
 
-@compiled("void(uint8[::1], int64, int64, int64, float32[::1])")
+@part
 def widen(stored: Any, code: Any, first: Any, count: Any, out: Any) -> None:
     """Elements ``first`` to ``first + count`` of stored bytes as float32."""
     if code == BFLOAT16:
@@ -29,7 +29,7 @@ def widen(stored: Any, code: Any, first: Any, count: Any, out: Any) -> None:
             out[place] = floats[place]
 
 
-@compiled("boolean(float32[::1], int64, int64, int64, uint8[::1])")
+@part
 def narrow(values: Any, count: Any, code: Any, first: Any, stored: Any) -> bool:
     """Store float32 values, rounded to nearest, ties to even; whether all are finite, then too."""
     words = values.view(np.uint32)

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nan_merge.kernels.compiled import compiled
+from nan_merge.kernels.compiled import part
 
 MULTIPLY = (np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157))
 WEYL = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B))
@@ -35,7 +35,7 @@ def _high_half(context: Any, one: Any, two: Any) -> Any:
 high_half: Any = intrinsic(_high_half)
 
 
-@compiled("void(uint64, uint64, int64, int64, float32[::1])")
+@part
 def draw(key_0: Any, key_1: Any, start: Any, count: Any, out: Any) -> None:
     """Draws for the elements ``start`` to ``start + count``; ``start`` is a multiple of eight.
 

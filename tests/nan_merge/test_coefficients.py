@@ -279,3 +279,15 @@ def test_an_excluded_model_does_not_lower_the_norm_scale():
     spec["source"] = "matched"
     matched = compute_coefficients(recipe(num_models=3, **spec), list(joined), joined)
     assert matched.coefficients[WHOLE_MODEL] == three.coefficients[WHOLE_MODEL]
+
+
+def test_variance_is_about_the_mean_over_all_elements():
+    # Model 0: elements 1, 3 and 2, 2: mean 2, variance 1/2. Model 1: -2, 2 and 2, -2: mean 0,
+    # variance 4. Inverses 2 and 1/4 over their sum 9/4.
+    first = TensorNorms(((10.0, 4.0), (4.0, 8.0)), (), (4.0, 0.0))
+    second = TensorNorms(((8.0, 0.0), (0.0, 8.0)), (), (4.0, 0.0))
+    measured, counts = {"a": first, "b": second}, {"a": 2, "b": 2}
+    table = compute_coefficients(recipe(source="variance"), ["a", "b"], measured, counts)
+    assert table.norms[WHOLE_MODEL] == (0.5, 4.0)
+    assert table.alpha[WHOLE_MODEL] == pytest.approx((8 / 9, 1 / 9))
+    assert table.scale == 1.0  # m/2

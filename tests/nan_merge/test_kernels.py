@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from nan_merge import shard
 from nan_merge.dtypes import DType, finite
 from nan_merge.kernels.convert import BFLOAT16, FLOAT32, narrow, widen
-from nan_merge.kernels.measure import LANES, add_products, add_values
+from nan_merge.kernels.lanes import LANES, add_products, add_values
 from nan_merge.kernels.philox import draw
 from nan_merge.merge import merge_checkpoint
 from nan_merge.methods import METHODS
