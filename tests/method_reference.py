@@ -48,9 +48,9 @@ def merge_whole(
     if base is not None and {"magnitude_threshold", "tensor_threshold"} & set(row.needs):
         context["thresholds"] = thresholds_of(options, base, finetuned)
     if base is not None and "majority_sign" in row.needs:
-        trimmed = trim(base, [tensor.clone() for tensor in finetuned], context["thresholds"])
-        votes = vote(trimmed, coefficients, options, rule_of(options, options.dialect))
-        context["majority_sign"] = 1.0 if int(votes.sign().sum()) > 0 else -1.0
+        context["majority_sign"] = majority_of(
+            options, base, finetuned, coefficients, context["thresholds"]
+        )
     if "inner_products" in row.needs:
         context["norms"] = norms_of(base, finetuned)
     context |= known
@@ -69,6 +69,19 @@ def merge_whole(
         place = Context(**context, start=(start or 0) * step)
         merged.append(row.merge(base_piece, pieces, coefficients, options, place))
     return torch.cat(merged).reshape(shape)
+
+
+def majority_of(
+    options: Any,
+    base: Tensor,
+    finetuned: Sequence[Tensor],
+    coefficients: Sequence[float],
+    thresholds: Sequence[float],
+) -> float:
+    """The sign that most elements elect; minus if as many elect the other."""
+    trimmed = trim(base, [tensor.clone() for tensor in finetuned], thresholds)
+    votes = vote(trimmed, coefficients, options, rule_of(options, options.dialect))
+    return 1.0 if int(votes.sign().sum()) > 0 else -1.0
 
 
 def thresholds_of(options: Any, base: Tensor, finetuned: Sequence[Tensor]) -> tuple[float, ...]:

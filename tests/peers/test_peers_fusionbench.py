@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
-from nan_merge.methods.ties import count_elected_signs
 from nan_merge.random import uniform
-from tests.method_reference import draw, merge_whole, options_of, thresholds_of
+from tests.method_reference import draw, majority_of, merge_whole, options_of, thresholds_of
 
 REASON = "fusion-bench is not installed (requirements/peers.txt)"
 ties_utils = pytest.importorskip(
@@ -40,9 +39,8 @@ def test_ties_over_a_whole_model(dialect: str, merge_func: str, density: float):
     expected = (base.double() + 0.3 * update).split([ends[0].numel() for _, ends in models])
     options, weights = options_of("ties", dialect=dialect, density=density), [0.3] * 3
     thresholds = thresholds_of(options, base, tuned)
-    pieces = [t.clone() for t in tuned]
-    votes = count_elected_signs(base, pieces, weights, options, thresholds)
-    known = {"thresholds": thresholds, "majority_sign": 1.0 if votes > 0 else -1.0}
+    majority = majority_of(options, base, tuned, weights, thresholds)
+    known = {"thresholds": thresholds, "majority_sign": majority}
     for (start, ends), part in zip(models, expected, strict=True):
         merged = merge_whole(options, start, ends, weights, **known)
         assert_same(merged.flatten(), part)
