@@ -25,6 +25,7 @@ from nan_merge.statistics import (
     tensor_thresholds,
 )
 from nan_merge.tasks import RunTasks, Task
+from nan_merge.tensor_options import options_by_tensor
 
 Groups = Sequence[tuple[AlignedTensor, ...]]
 
@@ -39,6 +40,7 @@ class Measured:
         tensor_thresholds: The same for each tensor, where the method trims tensor by tensor.
         majority_sign: The sign that wins ties of the vote.
         norms: Inner products of each tensor, where the method needs them.
+        options: The method's options in each tensor, where they differ.
     """
 
     table: CoefficientTable
@@ -46,6 +48,11 @@ class Measured:
     tensor_thresholds: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     majority_sign: float = 1.0
     norms: Mapping[str, TensorNorms] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def options_of(self, tensor_name: str, method: Any) -> Any:
+        """The method's options in one tensor, as plain numbers."""
+        return self.options.get(tensor_name, method)
 
     def thresholds_of(self, tensor_name: str) -> tuple[float, ...]:
         """The T thresholds that hold in one tensor."""
@@ -72,13 +79,13 @@ def measure(plans: Sequence[MergePlan], run_tasks: RunTasks, workers: int = 1) -
     measured: list[Measured] = []
     for plan in plans:
         recipe = plan.recipe
-        trim = _trim(recipe)
         measured.append(
             Measured(
                 compute_coefficients(recipe, list(elements), norms, elements),
-                thresholds=whole.get(trim, ()) if needs(recipe, "magnitude_threshold") else (),
-                tensor_thresholds=(by_tensor[trim] if needs(recipe, "tensor_threshold") else {}),
+                thresholds=whole[_trim(recipe)] if needs(recipe, "magnitude_threshold") else (),
+                tensor_thresholds=by_tensor.get(_kept(recipe), {}),
                 norms=norms if needs(recipe, "inner_products") else {},
+                options=options_by_tensor(recipe.method, elements, len(recipe.models)),
             )
         )
     return _with_majority_signs(plans, measured, groups, run_tasks, workers)
@@ -94,9 +101,15 @@ def method_of(recipe: MergeRecipe) -> MergeMethod:
     return METHODS[recipe.method.name].for_options(recipe.method)
 
 
-def _trim(recipe: MergeRecipe) -> Trim:
-    dialect: Dialect = getattr(recipe.method, "dialect", "paper")
-    density = getattr(recipe.method, "density", 1.0)
+def _kept(recipe: MergeRecipe, options: Any = None) -> tuple[Dialect, Any]:
+    """Dialect and density as the recipe says them, or as the options of one tensor do."""
+    method = options or recipe.method
+    return getattr(method, "dialect", "paper"), getattr(method, "density", 1.0)
+
+
+def _trim(recipe: MergeRecipe, options: Any = None) -> Trim:
+    """What is kept of each model, everywhere or by the options of one tensor."""
+    dialect, density = _kept(recipe, options)
     return dialect, per_model(density, len(recipe.models))
 
 
@@ -151,16 +164,11 @@ def _norms(
     return found
 
 
-def _trims(plans: Sequence[MergePlan], statistic: Statistic) -> list[Trim]:
-    recipes = [plan.recipe for plan in plans]
-    return sorted({_trim(recipe) for recipe in recipes if needs(recipe, statistic)})
-
-
 def _whole_model_thresholds(
     plans: Sequence[MergePlan], groups: Groups, run_tasks: RunTasks, workers: int
 ) -> dict[Trim, tuple[float, ...]]:
     """Trim -> for each model, the exact magnitude from which elements are kept."""
-    trims = _trims(plans, "magnitude_threshold")
+    trims = sorted({_trim(p.recipe) for p in plans if needs(p.recipe, "magnitude_threshold")})
     if not trims:
         return {}
 
@@ -174,17 +182,23 @@ def _whole_model_thresholds(
 
 def _tensor_thresholds(
     plans: Sequence[MergePlan], groups: Groups, run_tasks: RunTasks, workers: int
-) -> dict[Trim, dict[str, tuple[float, ...]]]:
-    """Trim -> tensor's name -> for each model, the threshold inside that tensor."""
-    trims = _trims(plans, "tensor_threshold")
-    found: dict[Trim, dict[str, tuple[float, ...]]] = {trim: {} for trim in trims}
-    if not trims:
+) -> dict[Any, dict[str, tuple[float, ...]]]:
+    """What `_kept` gives -> tensor's name -> for each model, the threshold inside that tensor."""
+    recipes = {_kept(p.recipe): p.recipe for p in plans if needs(p.recipe, "tensor_threshold")}
+    found: dict[Any, dict[str, tuple[float, ...]]] = {kept: {} for kept in recipes}
+    if not recipes:
         return found
+    names = [tensor.name for group in groups for tensor in group]
+    trims: dict[str, list[Trim]] = {name: [] for name in names}
+    for recipe in recipes.values():
+        options = options_by_tensor(recipe.method, names, len(recipe.models))
+        for name in names:
+            trims[name].append(_trim(recipe, options.get(name)))
     arguments = (trims, workers)
     for record in _over_groups("thresholds", tensor_thresholds, groups, arguments, run_tasks):
         for name, rows in record.items():
-            for trim, row in zip(trims, rows, strict=True):
-                found[trim][name] = row
+            for kept, row in zip(recipes, rows, strict=True):
+                found[kept][name] = row
     return found
 
 

@@ -216,7 +216,7 @@ def _merge_run(job: ShardJob, run: Run, raw: Sequence[Tensor], dtype: torch.dtyp
             None if base is None else base.view(shape),
             [model.view(shape) for model in models],
             coefficients,
-            job.recipe.method,
+            measured.options_of(tensor.name, job.recipe.method),
             here,
         )
         merged[first:last] = piece.view(-1)

@@ -8,7 +8,7 @@ integers and cannot depend on it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -202,14 +202,14 @@ def select_thresholds(trims: Sequence[Trim], count: CountMagnitudes) -> list[tup
 
 
 def tensor_thresholds(
-    tensors: Sequence[AlignedTensor], trims: Sequence[Trim], workers: int = 1
+    tensors: Sequence[AlignedTensor], trims: Mapping[str, Sequence[Trim]], workers: int = 1
 ) -> dict[str, list[tuple[float, ...]]]:
-    """Tensor's name -> what `select_thresholds` gives for that tensor alone."""
+    """Tensor's name -> what `select_thresholds` gives for that tensor alone and its trims."""
 
     def select(tensor: AlignedTensor) -> list[tuple[float, ...]]:
         if tensor.reference.num_elements == 0:
-            return [(0.0,) * len(tensor.finetuned)] * len(trims)
-        return select_thresholds(trims, lambda bins: count_tensor(tensor, bins))
+            return [(0.0,) * len(tensor.finetuned)] * len(trims[tensor.name])
+        return select_thresholds(trims[tensor.name], lambda bins: count_tensor(tensor, bins))
 
     merged = [tensor for tensor in tensors if tensor.is_merged]
     found = run_chunks(select, merged, workers)
