@@ -31,6 +31,15 @@ def resolve_folder(path: str) -> Path:
     return _download(path)
 
 
+def is_own_file(path: Path) -> bool:
+    """Whether a file is its folder's own: no link elsewhere, but for those of the hub's cache."""
+    target, folder = path.resolve(), path.parent.resolve()
+    in_hub_cache = folder.parent.name == "snapshots" and target.parent == (
+        folder.parent.parent / "blobs"
+    )
+    return path.is_file() and (target.parent == folder or in_hub_cache)
+
+
 def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
