@@ -142,7 +142,7 @@ SECTIONS = [
 ]
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     method=st.sampled_from(["ties", "slerp", "linear", "task_arithmetic", "sce", "passthrough"]),
     content=st.dictionaries(st.sampled_from(SECTIONS), VALUES, max_size=5),
