@@ -5,9 +5,10 @@
     python benchmarks/merge_speed.py /data/llama --small /data/small --mergekit MERGEKIT_YAML
 
 mergekit has pins of its own: install `mergekit==0.1.5` into another environment and give the path
-of its `mergekit-yaml` command; without it only our side and `cat` are measured. Figures are of whole
-processes, imports included, files warm, sides in turn on the same files; the first round warms up
-and is not counted. Memory is the private kind (RssAnon), summed over a process and its children.
+of its `mergekit-yaml` command; without it only our side and `cat` are measured. Figures are of
+whole processes, imports included, files warm, sides in turn on the same files; the first round
+warms up and is not counted. Memory is the private kind (RssAnon), summed over a process and its
+children.
 Where the folder is on a disk, our side waits until its result is on it, and the others do not.
 """
 

@@ -14,6 +14,8 @@ from nan_merge.pickled import PICKLED_SUFFIXES, convert_pickled, pickled_files
 from nan_merge.safetensors_file import TensorInfo, read_header
 
 INDEX_NAME = "model.safetensors.index.json"
+# In the layout of transformers and in that of open_clip; a folder that has both is the former.
+WHOLE_MODELS = ("model.safetensors", "open_clip_model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,9 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     index = folder / INDEX_NAME
     if index.is_file():
         return tuple(_indexed_files(folder, index))
-    whole = folder / "model.safetensors"
-    if whole.is_file():
-        return (whole,)
+    for name in WHOLE_MODELS:
+        if (folder / name).is_file():
+            return (folder / name,)
     found = sorted(folder.glob("*.safetensors"))
     if found:
         return tuple(found)

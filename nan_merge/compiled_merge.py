@@ -38,7 +38,7 @@ def prepare(recipe: MergeRecipe, measured: Measured, tensor: AlignedTensor) -> P
     make_program = method_of(recipe).program
     assert make_program is not None, "only for methods that have a program"
     context = context_of(recipe, measured, tensor)
-    program = make_program(recipe.method, context)
+    program = make_program(measured.options_of(tensor.name, recipe.method), context)
     num_models = len(context.models)
 
     def row(values: Sequence[float], default: float) -> np.ndarray:

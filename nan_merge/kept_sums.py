@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,13 +34,17 @@ KeptSums = list[tuple[float, float]]
 
 
 def measure_kept_sums(
-    tensors: Sequence[AlignedTensor], drops: Sequence[Drop], workers: int = 1
+    tensors: Sequence[AlignedTensor], drops: Mapping[str, Sequence[Drop]], workers: int = 1
 ) -> dict[str, list[KeptSums]]:
-    """Tensor's name -> for each drop, the two sums of every model."""
+    """Tensor's name -> for each of its drops, the two sums of every model."""
     merged = [tensor for tensor in tensors if tensor.is_merged]
     chunks = cut(merged)
     parts: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in merged}
-    measured = run_raw(lambda chunk: _measure_chunk(chunk, drops), chunks, workers)
+
+    def measure_chunk(chunk: Chunk) -> np.ndarray:
+        return _measure_chunk(chunk, drops[chunk.tensor.name])
+
+    measured = run_raw(measure_chunk, chunks, workers)
     for chunk, sums in zip(chunks, measured, strict=True):
         parts[chunk.tensor.name].append(sums)
     return {name: _reduce(found) for name, found in parts.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nan_merge.errors import CheckpointError
+from nan_merge.json_file import read_json_table
 
 ADAPTER_CONFIG = "adapter_config.json"
 # What changes the arithmetic, or the base itself, in ways that are not W + s·B·A.
@@ -59,14 +59,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is missing or no JSON table.
     """
-    path = folder / ADAPTER_CONFIG
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is missing or damaged. Save the adapter again.") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} is damaged: it is no table. Save the adapter again.")
-    return config
+    return read_json_table(folder / ADAPTER_CONFIG, "Save the adapter again.")
 
 
 def read_lora_settings(folder: Path) -> LoraSettings:

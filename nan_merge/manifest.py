@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from nan_merge.checkpoint import INDEX_NAME
-from nan_merge.errors import CheckpointError
 from nan_merge.fingerprint import digest_file, digest_text
+from nan_merge.hub import is_own_file
+from nan_merge.json_file import read_json_table
 from nan_merge.measured import Measured
 from nan_merge.plan import MergePlan
 from nan_merge.publish import write_text_atomically
 from nan_merge.shard import ShardRecord
+from nan_merge.token_ids import write_token_ids
 from nan_merge.tokenizer_files import write_tokenizer
 
 MANIFEST_NAME = "merge_manifest.json"
@@ -66,6 +68,9 @@ def merge_key(plan: MergePlan, inputs: Sequence[str]) -> str:
         "inputs": list(inputs),
         "beside": {path.name: digest_file(path) for path in side_files(plan)},
     }
+    if plan.vocabulary and plan.vocabulary.folder != plan.side_folder:
+        files = own_files(plan.vocabulary.folder)
+        content["tokenizer"] = {path.name: digest_file(path) for path in files}
     return digest_text(json.dumps(content, sort_keys=True))
 
 
@@ -75,13 +80,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is no JSON table.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged. Remove its folder and merge again.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is damaged. Remove its folder and merge again.")
-    return content
+    return read_json_table(path, "Remove its folder and merge again.")
 
 
 def is_whole(folder: Path) -> bool:
@@ -154,17 +153,13 @@ def make_manifest(
 
 def side_files(plan: MergePlan) -> list[Path]:
     """Config, tokenizer and processor files of the model that the result takes after."""
-    paths = [plan.side_folder / name for name in SIDE_FILES]
-    return [path for path in paths if path.is_file() and _stays_inside(path)]
+    return own_files(plan.side_folder)
 
 
-def _stays_inside(path: Path) -> bool:
-    """Whether a file is its folder's own: no link elsewhere, but for those of the hub's cache."""
-    target, folder = path.resolve(), path.parent.resolve()
-    in_hub_cache = folder.parent.name == "snapshots" and target.parent == (
-        folder.parent.parent / "blobs"
-    )
-    return target.parent == folder or in_hub_cache
+def own_files(folder: Path) -> list[Path]:
+    """The files of a model's folder that belong beside its weights, links elsewhere left out."""
+    paths = [folder / name for name in SIDE_FILES]
+    return [path for path in paths if is_own_file(path)]
 
 
 def _copy_side_files(plan: MergePlan, folder: Path) -> None:
@@ -172,6 +167,8 @@ def _copy_side_files(plan: MergePlan, folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
     if words := plan.vocabulary:
         write_tokenizer(folder, words.folder, words.added, words.folders, words.num_rows)
+        if words.folder != plan.side_folder:
+            write_token_ids(folder, plan.side_folder, words.folder)
     config_path = folder / "config.json"
     if plan.recipe.dtype and config_path.is_file():
         config = json.loads(config_path.read_bytes())

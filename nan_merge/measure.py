@@ -16,13 +16,14 @@ from nan_merge.kept_sums import Drop, measure_kept_sums
 from nan_merge.measured import Measured, needs
 from nan_merge.methods import TensorNorms
 from nan_merge.methods.dare import rescale_of
-from nan_merge.methods.method import Dialect, Statistic, per_model
+from nan_merge.methods.method import Dialect, per_model
 from nan_merge.norms import sum_norms
 from nan_merge.plan import AlignedTensor, MergePlan
 from nan_merge.recipe import CoefficientSpec, MergeRecipe
 from nan_merge.shares import SHARES
 from nan_merge.statistics import Trim, count_magnitudes, select_thresholds, tensor_thresholds
 from nan_merge.tasks import RunTasks, Task
+from nan_merge.tensor_options import options_by_tensor
 
 Groups = Sequence[tuple[AlignedTensor, ...]]
 
@@ -48,26 +49,29 @@ def measure(plans: Sequence[MergePlan], run_tasks: RunTasks, workers: int = 1) -
     measured: list[Measured] = []
     for plan in plans:
         recipe = plan.recipe
-        trim = _trim(recipe)
         measured.append(
             Measured(
                 compute_coefficients(recipe, list(elements), norms, elements),
-                thresholds=whole.get(trim, ()) if needs(recipe, "magnitude_threshold") else (),
-                tensor_thresholds=(by_tensor[trim] if needs(recipe, "tensor_threshold") else {}),
+                thresholds=whole[_trim(recipe)] if needs(recipe, "magnitude_threshold") else (),
+                tensor_thresholds=by_tensor.get(_kept(recipe), {}),
                 norms=norms if needs(recipe, "inner_products") else {},
-                rescales=rescales[drop_of(recipe)] if needs(recipe, "kept_sums") else {},
+                rescales=rescales.get(_drawn(recipe), {}),
+                options=options_by_tensor(recipe.method, elements, len(recipe.models)),
             )
         )
     return _with_majority_signs(plans, measured, groups, run_tasks, workers)
 
 
-def _trim(recipe: MergeRecipe) -> Trim:
-    dialect: Dialect = getattr(recipe.method, "dialect", "paper")
-    return dialect, _densities(recipe)
+def _kept(recipe: MergeRecipe, options: Any = None) -> tuple[Dialect, Any]:
+    """Dialect and density as the recipe says them, or as the options of one tensor do."""
+    method = options or recipe.method
+    return getattr(method, "dialect", "paper"), getattr(method, "density", 1.0)
 
 
-def _densities(recipe: MergeRecipe) -> tuple[float, ...]:
-    return per_model(getattr(recipe.method, "density", 1.0), len(recipe.models))
+def _trim(recipe: MergeRecipe, options: Any = None) -> Trim:
+    """What is kept of each model, everywhere or by the options of one tensor."""
+    dialect, density = _kept(recipe, options)
+    return dialect, per_model(density, len(recipe.models))
 
 
 def merged_groups(plan: MergePlan) -> list[tuple[AlignedTensor, ...]]:
@@ -137,37 +141,38 @@ def wanted_products(spec: CoefficientSpec) -> WantedProducts:
 
 def _kept_sums(
     plans: Sequence[MergePlan], groups: Groups, run_tasks: RunTasks, workers: int
-) -> dict[Drop, dict[str, tuple[float, ...]]]:
-    """Drop -> tensor's name -> for each model, the factor that keeps the sum of magnitudes."""
-    recipes = [plan.recipe for plan in plans if needs(plan.recipe, "kept_sums")]
-    drops = list(dict.fromkeys(map(drop_of, recipes)))
-    found: dict[Drop, dict[str, tuple[float, ...]]] = {drop: {} for drop in drops}
-    if not drops:
+) -> dict[Any, dict[str, tuple[float, ...]]]:
+    """What `_drawn` gives -> tensor's name -> for each model, what keeps its sum of magnitudes."""
+    recipes = {_drawn(p.recipe): p.recipe for p in plans if needs(p.recipe, "kept_sums")}
+    found: dict[Any, dict[str, tuple[float, ...]]] = {drawn: {} for drawn in recipes}
+    if not recipes:
         return found
+    names = [tensor.name for group in groups for tensor in group]
+    drops: dict[str, list[Drop]] = {name: [] for name in names}
+    for recipe in recipes.values():
+        options = options_by_tensor(recipe.method, names, len(recipe.models))
+        models = tuple(model.name for model in recipe.models)
+        for name in names:
+            _, densities = _trim(recipe, options.get(name))
+            drops[name].append(Drop(recipe.seed, models, densities))
     arguments = (drops, workers)
     for record in _over_groups("kept sums", measure_kept_sums, groups, arguments, run_tasks):
         for name, rows in record.items():
-            for drop, row in zip(drops, rows, strict=True):
-                found[drop][name] = tuple(rescale_of(before, after) for before, after in row)
+            for drawn, row in zip(recipes, rows, strict=True):
+                found[drawn][name] = tuple(rescale_of(before, after) for before, after in row)
     return found
 
 
-def drop_of(recipe: MergeRecipe) -> Drop:
-    """How the recipe drops elements."""
-    models = tuple(model.name for model in recipe.models)
-    return Drop(recipe.seed, models, _densities(recipe))
-
-
-def _trims(plans: Sequence[MergePlan], statistic: Statistic) -> list[Trim]:
-    recipes = [plan.recipe for plan in plans]
-    return sorted({_trim(recipe) for recipe in recipes if needs(recipe, statistic)})
+def _drawn(recipe: MergeRecipe) -> tuple[Any, ...]:
+    """All that decides which elements are dropped."""
+    return (recipe.seed, *(model.name for model in recipe.models), *_kept(recipe))
 
 
 def _whole_model_thresholds(
     plans: Sequence[MergePlan], groups: Groups, run_tasks: RunTasks, workers: int
 ) -> dict[Trim, tuple[float, ...]]:
     """Trim -> for each model, the exact magnitude from which elements are kept."""
-    trims = _trims(plans, "magnitude_threshold")
+    trims = sorted({_trim(p.recipe) for p in plans if needs(p.recipe, "magnitude_threshold")})
     if not trims:
         return {}
 
@@ -181,17 +186,23 @@ def _whole_model_thresholds(
 
 def _tensor_thresholds(
     plans: Sequence[MergePlan], groups: Groups, run_tasks: RunTasks, workers: int
-) -> dict[Trim, dict[str, tuple[float, ...]]]:
-    """Trim -> tensor's name -> for each model, the threshold inside that tensor."""
-    trims = _trims(plans, "tensor_threshold")
-    found: dict[Trim, dict[str, tuple[float, ...]]] = {trim: {} for trim in trims}
-    if not trims:
+) -> dict[Any, dict[str, tuple[float, ...]]]:
+    """What `_kept` gives -> tensor's name -> for each model, the threshold inside that tensor."""
+    recipes = {_kept(p.recipe): p.recipe for p in plans if needs(p.recipe, "tensor_threshold")}
+    found: dict[Any, dict[str, tuple[float, ...]]] = {kept: {} for kept in recipes}
+    if not recipes:
         return found
+    names = [tensor.name for group in groups for tensor in group]
+    trims: dict[str, list[Trim]] = {name: [] for name in names}
+    for recipe in recipes.values():
+        options = options_by_tensor(recipe.method, names, len(recipe.models))
+        for name in names:
+            trims[name].append(_trim(recipe, options.get(name)))
     arguments = (trims, workers)
     for record in _over_groups("thresholds", tensor_thresholds, groups, arguments, run_tasks):
         for name, rows in record.items():
-            for trim, row in zip(trims, rows, strict=True):
-                found[trim][name] = row
+            for kept, row in zip(recipes, rows, strict=True):
+                found[kept][name] = row
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from nan_merge.coefficient_table import CoefficientTable
 from nan_merge.methods import METHODS, Context, MergeMethod, TensorNorms
@@ -24,6 +25,7 @@ class Measured:
         norms: Inner products of each tensor, where the method needs them.
         rescales: For each tensor, T factors on what is kept after dropping at random, where the
             method needs them.
+        options: The method's options in each tensor, where they differ.
     """
 
     table: CoefficientTable
@@ -32,6 +34,11 @@ class Measured:
     majority_sign: float = 1.0
     norms: Mapping[str, TensorNorms] = field(default_factory=dict)
     rescales: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def options_of(self, tensor_name: str, method: Any) -> Any:
+        """The method's options in one tensor, as plain numbers."""
+        return self.options.get(tensor_name, method)
 
     def thresholds_of(self, tensor_name: str) -> tuple[float, ...]:
         """The T thresholds that hold in one tensor."""

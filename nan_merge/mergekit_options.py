@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nan_merge.mergekit_inputs import Inputs
-from nan_merge.mergekit_parameters import MergekitMethod, Source
+from nan_merge.mergekit_parameters import MergekitMethod, Setting, Source
 from nan_merge.methods import METHODS
 from nan_merge.yaml_text import FieldPath
 
@@ -65,13 +65,22 @@ def _set(options: Options, option: str, value: Any, inputs: Inputs, name: str) -
 def _per_model(source: Source, method: MergekitMethod, inputs: Inputs, options: Options) -> None:
     for name, default in method.per_model.items():
         found = [
-            source.number(name, inputs.sections_of(model.reference), default)
+            _entry(source.setting(name, inputs.sections_of(model.reference)), default)
             for model in inputs.finetuned
         ]
-        same = len(set(found)) <= 1
-        if not same and name == "epsilon":
-            source.fail(_place(inputs, name), "give all models the same epsilon")
-        _set(options, name, (found or [default])[0] if same else found, inputs, name)
+        same = all(entry == found[0] for entry in found)
+        _set(options, name, _for_all((found or [default])[0]) if same else found, inputs, name)
+
+
+def _entry(setting: Setting | None, default: float) -> Any:
+    """One model's number, gradient or rules; where no rule fits, mergekit's default holds."""
+    return default if setting is None else setting.completed_by(default).as_weight()
+
+
+def _for_all(entry: Any) -> Any:
+    """The value of an option that is the same for every model."""
+    is_gradient = isinstance(entry, list) and not any(isinstance(each, dict) for each in entry)
+    return [{"value": entry}] if is_gradient else entry
 
 
 def _flags(source: Source, method: MergekitMethod, inputs: Inputs, options: Options) -> None:

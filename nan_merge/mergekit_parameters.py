@@ -25,7 +25,7 @@ class MergekitMethod:
         name: Ours.
         normalize: mergekit's default of `normalize`; None if the method has none.
         weight: Parameter that becomes a model's `weight`; may differ by tensor.
-        per_model: Numbers that may differ by model -> mergekit's default.
+        per_model: Numbers that may differ by model and tensor -> mergekit's default.
         flags: Parameters that are true or false -> mergekit's default.
         numbers: Other parameters that are one number -> mergekit's default.
     """
@@ -112,6 +112,12 @@ class Setting:
             for pattern, value in self.rules
         ]
 
+    def completed_by(self, default: float) -> Setting:
+        """The same, with a number for tensors that no rule fits."""
+        if self.is_complete:
+            return self
+        return Setting(self.path, (*self.rules, (EVERY_NAME, default)))
+
     def complement(self) -> Setting:
         """One minus every value: the other end of an interpolation."""
         return Setting(
@@ -182,7 +188,7 @@ class Source:
         if setting.number is None:
             self.fail(
                 setting.path,
-                "gradients and filters are taken for weight, t and scale alone; give one number",
+                f"gradients and filters are not taken for {name}; give one number",
             )
             return default
         return setting.number

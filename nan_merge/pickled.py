@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 PICKLED_INDEX = "pytorch_model.bin.index.json"
-WHOLE_PICKLE = "pytorch_model.bin"
+WHOLE_PICKLES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
 # What training leaves beside the weights.
 NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "random_states")
 NESTED_KEYS = ("state_dict", "model_state_dict", "model")
@@ -44,9 +44,9 @@ def pickled_files(folder: Path) -> tuple[Path, ...]:
     index = folder / PICKLED_INDEX
     if index.is_file():
         return _indexed_files(folder, index)
-    whole = folder / WHOLE_PICKLE
-    if whole.is_file():
-        return (whole,)
+    for name in WHOLE_PICKLES:
+        if (folder / name).is_file():
+            return (folder / name,)
     found = sorted(
         path
         for path in folder.iterdir()

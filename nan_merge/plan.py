@@ -18,6 +18,7 @@ from nan_merge.model_reference import open_models
 from nan_merge.publish import staging_path
 from nan_merge.recipe import MergeRecipe
 from nan_merge.safetensors_file import TensorInfo
+from nan_merge.tensor_options import options_by_tensor
 from nan_merge.vocabulary import Vocabulary, match_vocabularies
 
 MAX_LISTED_PROBLEMS = 20
@@ -144,6 +145,8 @@ def plan_merge(recipe: MergeRecipe) -> MergePlan:
     if not any(tensor.is_merged for tensor in tensors):
         raise IncompatibleError("The models hold no tensor of floating-point numbers to merge.")
     check_num_layers(recipe, [tensor.name for tensor in tensors])
+    merged = [tensor.name for tensor in tensors if tensor.is_merged]
+    options_by_tensor(recipe.method, merged, len(models))  # refuses numbers that do not suit
     dtype = BY_LABEL[recipe.dtype] if recipe.dtype else None
     shards = tuple(pack_shards(tensors, dtype, recipe.shard_bytes))
     return MergePlan(recipe, base, models, tensors, shards, vocabulary)

@@ -17,6 +17,7 @@ from nan_merge.device import Device
 from nan_merge.methods import METHODS, MethodOptions
 from nan_merge.schema import StrictModel
 from nan_merge.shares import SHARES
+from nan_merge.tensor_options import THRESHOLD_OF_ALL, check_entries, refuse_by_tensor
 from nan_merge.weights import Weight, check_weight
 
 OutputDtype = Literal["float32", "bfloat16", "float16"]
@@ -201,12 +202,9 @@ class MergeRecipe(StrictModel):
         values, num_models = self.coefficients.values, len(self.models)
         if values is not None and len(values) != num_models:
             raise ValueError(f"{len(values)} coefficients for {num_models} models; give one each")
-        for option, value in self.method:
-            if isinstance(value, tuple) and len(value) != num_models:
-                raise ValueError(
-                    f"method.{option} has {len(value)} numbers for {num_models} models; give one "
-                    "number, or one each"
-                )
+        check_entries(self.method, num_models)
+        if "magnitude_threshold" in METHODS[self.method.name].for_options(self.method).needs:
+            refuse_by_tensor(self.method, THRESHOLD_OF_ALL)
         self._method_takes_these_models()
         self._method_takes_these_coefficients()
         return self

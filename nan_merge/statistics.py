@@ -7,7 +7,7 @@ out, nor on any sort.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -146,17 +146,18 @@ def thresholds_from_counts(
 
 
 def tensor_thresholds(
-    tensors: Sequence[AlignedTensor], trims: Sequence[Trim], workers: int = 1
+    tensors: Sequence[AlignedTensor], trims: Mapping[str, Sequence[Trim]], workers: int = 1
 ) -> dict[str, list[tuple[float, ...]]]:
-    """Tensor's name -> what `select_thresholds` gives for that tensor alone."""
+    """Tensor's name -> what `select_thresholds` gives for that tensor alone and its trims."""
     merged = [tensor for tensor in tensors if tensor.is_merged]
     sized = [tensor for tensor in merged if tensor.reference.num_elements]
-    found = {t.name: [(0.0,) * len(t.finetuned)] * len(trims) for t in merged}
+    found = {t.name: [(0.0,) * len(t.finetuned)] * len(trims[t.name]) for t in merged}
     coarse: dict[str, np.ndarray] = {}
     bins: dict[str, list[list[int]] | None] = {}
     for tensor, counts in _count_tensors(sized, {t.name: None for t in sized}, workers):
-        bins[tensor.name] = fine_bins(trims, counts)
+        bins[tensor.name] = fine_bins(trims[tensor.name], counts)
         coarse[tensor.name] = counts
     for tensor, counts in _count_tensors(sized, bins, workers):
-        found[tensor.name] = thresholds_from_counts(trims, coarse.pop(tensor.name), counts)
+        trimmed = trims[tensor.name]
+        found[tensor.name] = thresholds_from_counts(trimmed, coarse.pop(tensor.name), counts)
     return found

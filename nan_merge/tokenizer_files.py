@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nan_merge.errors import CheckpointError, IncompatibleError
+from nan_merge.hub import is_own_file
 from nan_merge.publish import write_text_atomically
 
 # Where tokens are read from: the first of these, then what was added later.
@@ -133,7 +134,7 @@ def write_tokenizer(
     """
     for name in TOKENIZER_FILES:
         (folder / name).unlink(missing_ok=True)
-        if (source / name).is_file():
+        if is_own_file(source / name):
             shutil.copyfile(source / name, folder / name)
     add_tokens(folder, added, examples)
     config = _read(folder / "config.json")

@@ -45,6 +45,7 @@ def merge_run_by_torch(
     tensor, method, device = run.chunk.tensor, method_of(recipe), raw[0].device
     coefficients = measured.table.for_tensor(tensor.name)
     context = context_of(recipe, measured, tensor)
+    options = measured.options_of(tensor.name, recipe.method)
     merged = torch.empty(run.count, dtype=dtype.torch, device=device)
     for first, last in _blocks(run, device.type, method.unit):
         shape = shape_of_block(run.chunk, last - first, method.unit)
@@ -53,7 +54,7 @@ def merge_run_by_torch(
             None if base is None else base.view(shape),
             [model.view(shape) for model in models],
             coefficients,
-            recipe.method,
+            options,
             replace(context, start=run.start + first),
         )
         merged[first:last] = piece.view(-1)

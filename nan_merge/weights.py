@@ -1,5 +1,7 @@
 """A model's weight, tensor by tensor: a number, a gradient over layers, or rules by tensor name.
 
+Options of methods take the same forms (`nan_merge.tensor_options`).
+
 A gradient is a list of numbers that stand at equal distances from the first layer to the last;
 between them the weight is interpolated linearly. As in mergekit (README, "Parameter
 Specification"; config.py and plan.py), tensors outside the layers (embeddings, final norm, head)
@@ -20,8 +22,8 @@ from nan_merge.schema import StrictModel
 Gradient = tuple[float, ...]
 
 
-class WeightRule(StrictModel):
-    """A weight for tensors of some names."""
+class Rule(StrictModel):
+    """A value for tensors of some names."""
 
     filter: str = Field(default="*", min_length=1)
     """Glob pattern of tensor names, such as `*mlp*`; every name if absent."""
@@ -29,7 +31,7 @@ class WeightRule(StrictModel):
     """A number, or a list of numbers interpolated over the layers."""
 
 
-Weight = float | tuple[float | WeightRule, ...]
+Weight = float | tuple[float | Rule, ...]
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,11 @@ def is_plain(weight: Weight) -> bool:
 
 
 def weight_of(
-    weight: Weight, tensor_name: str, layer_index: int | None = None, num_layers: int = 0
+    weight: Weight,
+    tensor_name: str,
+    layer_index: int | None = None,
+    num_layers: int = 0,
+    default: float = 0.0,
 ) -> float:
     """The weight that one tensor gets.
 
@@ -87,19 +93,17 @@ def weight_of(
         tensor_name: Full name of the tensor.
         layer_index: Number of its layer, from 0; None for a tensor outside the layers.
         num_layers: Layers of the model.
-
-    Returns:
-        The number; 0 if no rule fits, which keeps the base.
+        default: What holds if no rule fits; a weight of 0 keeps the base.
     """
     if not isinstance(weight, tuple):
         return float(weight)
-    gradient = tuple(entry for entry in weight if not isinstance(entry, WeightRule))
+    gradient = tuple(entry for entry in weight if not isinstance(entry, Rule))
     if gradient:
         return _interpolate(gradient, layer_index, num_layers)
     for rule in weight:
-        if isinstance(rule, WeightRule) and fnmatchcase(tensor_name, rule.filter):
+        if isinstance(rule, Rule) and fnmatchcase(tensor_name, rule.filter):
             return _interpolate(rule.value, layer_index, num_layers)
-    return 0.0
+    return default
 
 
 def _interpolate(value: float | Gradient, layer_index: int | None, num_layers: int) -> float:
@@ -123,7 +127,7 @@ def check_weight(weight: Weight) -> None:
     """
     if not isinstance(weight, tuple):
         return
-    rules = [entry for entry in weight if isinstance(entry, WeightRule)]
+    rules = [entry for entry in weight if isinstance(entry, Rule)]
     if not weight or any(rule.value == () for rule in rules):
         raise ValueError("an empty list, expected numbers or rules")
     if rules and len(rules) < len(weight):

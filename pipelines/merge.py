@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from nan_merge.coefficient_table import nearly_equal
+from nan_merge.hub import headers_only
 from nan_merge.manifest import MANIFEST_NAME, read_manifest
 from nan_merge.merge import merge_checkpoint
 from nan_merge.plan import MergePlan, check_disk, plan_merge
@@ -43,7 +44,8 @@ def merge_command(recipe: MergeRecipe, output: Path, console: Console) -> None:
 
 def plan_command(recipe: MergeRecipe, console: Console) -> None:
     """Check from headers alone whether a recipe can be merged, and print what it would write."""
-    plan = plan_merge(recipe)
+    with headers_only():
+        plan = plan_merge(recipe)
     check_disk([(plan, Path())])
     console.print(plan_table(plan))
     console.print(

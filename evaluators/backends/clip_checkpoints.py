@@ -27,12 +27,14 @@ from torch import Tensor, nn
 
 from evaluators.backends.clip import Clip, ImageTower, new_clip
 from nan_merge.errors import CheckpointError
+from nan_merge.json_file import read_json_table
 from nan_merge.publish import explain_write_errors, sync_path, write_text_atomically
 
 MODEL_TYPE = "open_clip_image_tower"
 CLIP_CONFIG, CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 TOWER_CONFIG, TOWER_WEIGHTS = "config.json", "model.safetensors"
 TOWER_INDEX = "model.safetensors.index.json"
+MEND = "Is it the right folder? Then save or download the model again."
 # open_clip builds an image tower only with a text tower beside it; this is the least.
 NO_TEXT = {"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
 
@@ -57,7 +59,7 @@ def load_clip(folder: Path) -> Clip:
     Raises:
         CheckpointError: If a file is missing or damaged, or tensors do not fit the config.
     """
-    config = _read_json(folder / CLIP_CONFIG)
+    config = read_json_table(folder / CLIP_CONFIG, MEND)
     if "model_cfg" not in config:
         raise CheckpointError(f"{folder / CLIP_CONFIG} has no 'model_cfg'.")
     name = config.get("model_name", folder.name)
@@ -94,7 +96,7 @@ def load_image_tower(folder: Path) -> ImageTower:
         CheckpointError: If a file is missing or damaged, the folder holds another kind of
             model, or tensors are missing, unexpected or of another shape; all are named.
     """
-    config = _read_json(folder / TOWER_CONFIG)
+    config = read_json_table(folder / TOWER_CONFIG, MEND)
     if config.get("model_type") != MODEL_TYPE or "open_clip" not in config:
         found = config.get("model_type")
         raise CheckpointError(
@@ -107,7 +109,7 @@ def load_image_tower(folder: Path) -> ImageTower:
     )
     files = [folder / TOWER_WEIGHTS]
     if (folder / TOWER_INDEX).is_file():
-        weight_map = _read_json(folder / TOWER_INDEX).get("weight_map", {})
+        weight_map = read_json_table(folder / TOWER_INDEX, MEND).get("weight_map", {})
         files = [folder / file for file in sorted(set(weight_map.values()))]
     _load_strictly(nn.ModuleDict({"visual": clip.tower.visual}), _read_tensors(files), folder)
     return replace(clip.tower, model_config=config["open_clip"])
@@ -167,16 +169,6 @@ def _read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"Cannot read {file}: {error}") from error
     return tensors
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"Cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object.")
-    return content
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

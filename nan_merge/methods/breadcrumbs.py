@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from nan_merge.lazy_torch import torch
 from nan_merge.methods.consensus import ConsensusOptions, join, row_of, rule_of
@@ -32,11 +32,13 @@ from nan_merge.methods.method import (
 )
 from nan_merge.methods.ranks import kth_smallest
 from nan_merge.schema import StrictModel
+from nan_merge.tensor_options import OptionList, in_range_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Gamma = Annotated[float, Field(ge=0, lt=1)]
+PerModelGamma = Annotated[Gamma | OptionList, AfterValidator(in_range_of(Gamma))]
 
 
 class BreadcrumbsOptions(StrictModel):
@@ -44,9 +46,10 @@ class BreadcrumbsOptions(StrictModel):
 
     name: Literal["breadcrumbs"] = "breadcrumbs"
     density: PerModelShare = 0.1
-    """Share of the elements that is kept; one number, or one per model."""
-    gamma: Gamma | tuple[Gamma, ...] = 0.01
-    """Share of the elements, the largest, that is left out; one number, or one per model."""
+    """Share of the elements that is kept: a number, one per model, or gradients and rules by which
+    it differs between tensors (`nan_merge.tensor_options`)."""
+    gamma: PerModelGamma = 0.01
+    """Share of the elements, the largest, that is left out; in the forms of `density`."""
     rows: bool = False
     """Whether shares are of each row of the last axis instead of the whole tensor."""
     dialect: Literal["paper", "mergekit"] = "paper"
@@ -58,9 +61,10 @@ class BreadcrumbsTiesOptions(ConsensusOptions):
 
     name: Literal["breadcrumbs_ties"] = "breadcrumbs_ties"
     density: PerModelShare = 0.1
-    """Share of the elements that is kept; one number, or one per model."""
-    gamma: Gamma | tuple[Gamma, ...] = 0.01
-    """Share of the elements, the largest, that is left out; one number, or one per model."""
+    """Share of the elements that is kept: a number, one per model, or gradients and rules by which
+    it differs between tensors (`nan_merge.tensor_options`)."""
+    gamma: PerModelGamma = 0.01
+    """Share of the elements, the largest, that is left out; in the forms of `density`."""
     rows: bool = False
     """Whether shares are of each row of the last axis instead of the whole tensor."""
     dialect: Literal["paper", "mergekit"] = "paper"

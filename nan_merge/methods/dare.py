@@ -43,7 +43,8 @@ class DareLinearOptions(StrictModel):
 
     name: Literal["dare_linear"] = "dare_linear"
     density: PerModelShare = 0.5
-    """Chance of each element to be kept; one number, or one per model."""
+    """Chance of each element to be kept: a number, one per model, or gradients and rules by which
+    it differs between tensors (`nan_merge.tensor_options`)."""
     dialect: Dialect = "paper"
     """`mergekit` keeps each tensor's sum of magnitudes; the others divide by the density."""
     rescale: bool = True
@@ -55,7 +56,8 @@ class DareTiesOptions(ConsensusOptions):
 
     name: Literal["dare_ties"] = "dare_ties"
     density: PerModelShare = 0.5
-    """Chance of each element to be kept; one number, or one per model."""
+    """Chance of each element to be kept: a number, one per model, or gradients and rules by which
+    it differs between tensors (`nan_merge.tensor_options`)."""
     dialect: Literal["paper", "mergekit", "peft"] = "paper"
     """Whose rescaling, as for `dare_linear`, and whose way to elect signs and join."""
     rescale: bool = True

@@ -19,9 +19,9 @@ tied vote going to plus; the paper's steps "elect" and "fuse".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from nan_merge.lazy_torch import torch
 from nan_merge.methods.consensus import ConsensusOptions, join, row_of, rule_of
@@ -36,17 +36,28 @@ from nan_merge.methods.method import (
 from nan_merge.methods.ranks import magnitude_ranks
 from nan_merge.random import uniform
 from nan_merge.schema import StrictModel
+from nan_merge.tensor_options import OptionList, OptionValue, differs_by_tensor, in_range_of
+
+Epsilon = Annotated[float, Field(ge=0)]
+PerModelEpsilon = Annotated[Epsilon | OptionList, AfterValidator(in_range_of(Epsilon))]
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def check_chances(density: float | tuple[float, ...], epsilon: float) -> None:
-    """Refuse chances outside (0, 1); a density of 1 drops nothing and needs none."""
-    for share in density if isinstance(density, tuple) else (density,):
-        if share < 1 and not (share - epsilon > 0 and share + epsilon < 1):
+def check_chances(density: OptionValue, epsilon: OptionValue) -> None:
+    """Refuse chances outside (0, 1); a density of 1 drops nothing and needs none.
+
+    What differs by tensor is checked once it is known what the tensors are.
+    """
+    if differs_by_tensor(density) or differs_by_tensor(epsilon):
+        return
+    num_models = max(len(v) if isinstance(v, tuple) else 1 for v in (density, epsilon))
+    shares, margins = per_model(density, num_models), per_model(epsilon, num_models)
+    for share, margin in zip(shares, margins, strict=True):
+        if share < 1 and not (share - margin > 0 and share + margin < 1):
             raise ValueError(
-                f"density {share:g} plus and minus epsilon {epsilon:g} must lie between 0 and 1; "
+                f"density {share:g} plus and minus epsilon {margin:g} must lie between 0 and 1; "
                 "make epsilon smaller"
             )
 
@@ -56,9 +67,11 @@ class DellaLinearOptions(StrictModel):
 
     name: Literal["della_linear"] = "della_linear"
     density: PerModelShare = 0.5
-    """Mean chance of an element to be kept; one number, or one per model."""
-    epsilon: float = Field(default=0.15, ge=0)
-    """How far the chances of a row's smallest and largest element lie from the density."""
+    """Mean chance of an element to be kept: a number, one per model, or gradients and rules by
+    which it differs between tensors (`nan_merge.tensor_options`)."""
+    epsilon: PerModelEpsilon = 0.15
+    """How far the chances of a row's smallest and largest element lie from the density; in the
+    forms of `density`."""
     dialect: Literal["paper", "mergekit"] = "paper"
     """`paper` divides by the chance, `mergekit` keeps each tensor's sum of magnitudes."""
 
@@ -73,9 +86,11 @@ class DellaTiesOptions(ConsensusOptions):
 
     name: Literal["della_ties"] = "della_ties"
     density: PerModelShare = 0.5
-    """Mean chance of an element to be kept; one number, or one per model."""
-    epsilon: float = Field(default=0.15, ge=0)
-    """How far the chances of a row's smallest and largest element lie from the density."""
+    """Mean chance of an element to be kept: a number, one per model, or gradients and rules by
+    which it differs between tensors (`nan_merge.tensor_options`)."""
+    epsilon: PerModelEpsilon = 0.15
+    """How far the chances of a row's smallest and largest element lie from the density; in the
+    forms of `density`."""
     dialect: Literal["paper", "mergekit"] = "paper"
     """Whose rescaling, as for `della_linear`, and whose way to elect signs and join."""
 
@@ -134,13 +149,13 @@ def drop_by_rank(
     """T task vectors of the pieces' shape, elements dropped by chance and rank."""
     vectors = task_vectors(base, finetuned)
     densities = per_model(options.density, len(vectors))
-    for vector, model, density in zip(vectors, context.models, densities, strict=True):
+    epsilons = per_model(options.epsilon, len(vectors))
+    numbers = zip(vectors, context.models, densities, epsilons, strict=True)
+    for vector, model, density, epsilon in numbers:
         if density >= 1:
             continue
         axis = 1 if options.dialect == "mergekit" and vector.dim() > 1 else -1
-        chances = (
-            rank_shares(vector, axis).mul_(2 * options.epsilon).add_(density - options.epsilon)
-        )
+        chances = rank_shares(vector, axis).mul_(2 * epsilon).add_(density - epsilon)
         draws = uniform(context.seed, model, context.tensor, context.start, vector.numel())
         kept = torch.lt(draws.to(vector.device).view(vector.shape), chances).to(vector.dtype)
         if options.dialect == "mergekit":

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from nan_merge.schema import StrictModel
+from nan_merge.tensor_options import OptionList, OptionValue, in_range_of, plain_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,9 +27,8 @@ Statistic = Literal[
     "magnitude_threshold", "tensor_threshold", "majority_sign", "inner_products", "kept_sums"
 ]
 Dialect = Literal["paper", "mergekit", "peft", "fusionbench"]
-PerModel = float | tuple[float, ...]
 Share = Annotated[float, Field(gt=0, le=1)]
-PerModelShare = Share | tuple[Share, ...]
+PerModelShare = Annotated[Share | OptionList, AfterValidator(in_range_of(Share))]
 
 
 @dataclass(frozen=True)
@@ -169,14 +169,15 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return total
 
 
-def per_model(value: PerModel, num_models: int) -> tuple[float, ...]:
+def per_model(value: OptionValue, num_models: int) -> tuple[float, ...]:
     """One number per model from an option that may be a single number for all.
 
     Raises:
-        ValueError: If there are several numbers, but not one per model.
+        ValueError: If there are several numbers, but not one per model, or if the option differs
+            by tensor and was not resolved (`nan_merge.tensor_options`).
     """
-    if isinstance(value, tuple):
-        if len(value) != num_models:
-            raise ValueError(f"{len(value)} numbers for {num_models} models; give one each")
-        return value
-    return (value,) * num_models
+    if not isinstance(value, tuple):
+        return (value,) * num_models
+    if len(value) != num_models:
+        raise ValueError(f"{len(value)} numbers for {num_models} models; give one each")
+    return tuple(plain_number(entry) for entry in value)

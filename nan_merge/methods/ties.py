@@ -33,8 +33,9 @@ class TiesOptions(ConsensusOptions):
 
     name: Literal["ties"] = "ties"
     density: PerModelShare = 0.2
-    """Share of each task vector's elements that is kept, the largest by magnitude; one number, or
-    one per model."""
+    """Share of each task vector's elements that is kept, the largest by magnitude: a number, one
+    per model, or, where shares are of each tensor (dialects `mergekit` and `peft`), gradients and
+    rules by which it differs between tensors (`nan_merge.tensor_options`)."""
     dialect: Dialect = "paper"
     """Whose TIES: the paper's, or that of mergekit, PEFT or FusionBench. It decides over what the
     share is taken, where a tied vote goes, and the defaults of `disjoint` and `order`."""

@@ -9,6 +9,7 @@ from nan_merge.mergekit_parameters import METHODS_OF_MERGEKIT, glob_of
 from nan_merge.mergekit_yaml import is_mergekit, translate
 from nan_merge.methods import METHODS
 from nan_merge.recipe_file import load_recipe
+from nan_merge.tensor_options import options_by_tensor
 from nan_merge.yaml_text import parse_document
 
 TIES = """
@@ -213,6 +214,54 @@ def test_a_base_that_an_average_names_without_listing_is_merged_too():
     text = "models: [{model: a}]\nmerge_method: linear\nbase_model: c\n"
     recipe = translated(text + "parameters: {weight: 1.0}\n")
     assert [model["path"] for model in recipe["models"]] == ["a", "c"]
+
+
+DENSITIES = """
+merge_method: breadcrumbs
+base_model: base
+models:
+  - {model: a, parameters: {weight: 1, density: [1, 0.2]}}
+  - model: b
+    parameters:
+      weight: 1
+      density: [{filter: mlp, value: 0.3}]
+      gamma: [{filter: attn, value: [0, 0.1]}]
+"""
+
+
+def test_density_and_gamma_keep_their_gradients_and_filters(load):
+    method = translated(DENSITIES)["method"]
+    # Where no filter fits, mergekit's defaults hold: density 1 and gamma 0.01.
+    assert method["density"] == [[1, 0.2], [{"filter": "*mlp*", "value": 0.3}, {"value": 1.0}]]
+    assert method["gamma"] == [0.01, [{"filter": "*attn*", "value": [0, 0.1]}, {"value": 0.01}]]
+    names = ["embed", "layers.0.mlp", "layers.1.mlp", "layers.1.attn"]
+    found = options_by_tensor(load(DENSITIES).method, names, 2)
+    assert [found[name].density for name in names] == [(1, 1), (1, 0.3), (0.2, 0.3), (0.2, 1)]
+    assert found["layers.1.attn"].gamma == (0.01, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("density", "expected"),
+    [
+        ("[1, 0.2]", [{"value": [1, 0.2]}]),
+        (
+            "[{filter: mlp, value: 0.3}, {value: 0.5}]",
+            [{"filter": "*mlp*", "value": 0.3}, {"value": 0.5}],
+        ),
+    ],
+)
+def test_a_gradient_or_filters_for_every_model_are_written_once(load, density, expected):
+    text = "merge_method: ties\nbase_model: c\nmodels: [{model: a}, {model: b}]\n"
+    text += f"parameters: {{weight: 1, density: {density}}}\n"
+    assert translated(text)["method"]["density"] == expected
+    load(text)
+
+
+def test_epsilon_may_differ_by_model_and_layer(load):
+    text = "merge_method: della\nbase_model: c\nmodels: [{model: a}, {model: b}]\n"
+    text += "parameters: {weight: 1, density: 0.5, epsilon: [{filter: mlp, value: [0.1, 0.3]}]}\n"
+    found = options_by_tensor(load(text).method, ["l.0.mlp", "l.1.mlp", "l.1.attn"], 2)
+    assert [own.epsilon for own in found.values()] == [(0.1, 0.1), (0.3, 0.3), (0.15, 0.15)]
 
 
 def test_passthrough_scales_by_name():

@@ -121,7 +121,7 @@ def test_thresholds_of_a_tensor_equal_a_sort(family: dict[str, str], density: fl
     for tensor in aligned(family):
         if not tensor.is_merged:
             continue
-        found = tensor_thresholds([tensor], trims)[tensor.name]
+        found = tensor_thresholds([tensor], {tensor.name: trims})[tensor.name]
         one, two = (only(path, tensor.name) for path in (family["base"], family["math"]))
         magnitudes = np.sort(np.abs(two - one))
         for (dialect, densities), row in zip(trims, found, strict=True):

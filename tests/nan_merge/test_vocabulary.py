@@ -243,6 +243,15 @@ def test_the_result_has_the_chosen_tokenizer_and_its_number_of_rows(write: Write
     assert not (out / "vocab.txt").exists()
 
 
+def test_a_tokenizer_file_that_is_a_link_elsewhere_is_not_copied(write: Write, tmp_path: Path):
+    base, one = write("base", 0), write("one", 100, added=["[PAD]"])
+    (tmp_path / "secret").write_text("mine")
+    (one.folder / "chat_template.jinja").symlink_to(tmp_path / "secret")
+    shutil.copytree(base.folder, tmp_path / "out")
+    write_tokenizer(tmp_path / "out", one.folder, {}, [], 33)
+    assert not (tmp_path / "out/chat_template.jinja").exists()
+
+
 def test_a_row_that_the_tokenizer_would_not_give_is_refused(write: Write):
     base = write("base", 0)
     with pytest.raises(IncompatibleError, match="cannot take token 'new' in at row 77"):

@@ -2,11 +2,11 @@ import pytest
 from pydantic import ValidationError
 
 from nan_merge.recipe import ModelReference
-from nan_merge.weights import LayerPlace, WeightRule, count_layers, layer_places, weight_of
+from nan_merge.weights import LayerPlace, Rule, count_layers, layer_places, weight_of
 
 
-def rule(value: float | tuple[float, ...], pattern: str = "*") -> WeightRule:
-    return WeightRule(filter=pattern, value=value)
+def rule(value: float | tuple[float, ...], pattern: str = "*") -> Rule:
+    return Rule(filter=pattern, value=value)
 
 
 def test_a_number_weighs_every_tensor_alike():
