@@ -49,12 +49,13 @@ def hash_checkpoint(checkpoint: Checkpoint, workers: int = 1) -> dict[str, list[
     """Read every tensor and hash its segments."""
     chunks = cut(align(None, [checkpoint]))
     digests: dict[str, list[bytes]] = {name: [] for name in checkpoint.tensors}
-    for chunk, segments in zip(chunks, run_chunks(_hash_chunk, chunks, workers), strict=True):
+    for chunk, segments in zip(chunks, run_chunks(hash_chunk, chunks, workers), strict=True):
         digests[chunk.tensor.name].extend(segments)
     return digests
 
 
-def _hash_chunk(chunk: Chunk) -> tuple[bytes, ...]:
+def hash_chunk(chunk: Chunk) -> tuple[bytes, ...]:
+    """Read a chunk of a lone checkpoint and hash its segments; only inside `run_chunks`."""
     content = ContentHash(chunk.tensor.reference.dtype.itemsize)
     for run in chunk.runs():
         (piece,) = run.read()

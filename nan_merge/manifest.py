@@ -77,7 +77,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged. Remove its folder and merge again.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged. Remove its folder and merge again.")

@@ -15,11 +15,19 @@ from nan_merge.coefficients import check_num_layers
 from nan_merge.errors import IncompatibleError, OutputError
 from nan_merge.lora import config_folder
 from nan_merge.missing import Missing, find_problems, missing_policy
-from nan_merge.model_reference import open_models
+from nan_merge.problems import (
+    Problems,
+    as_one,
+    attempt,
+    coefficients_from_headers,
+    match_each,
+    open_each,
+    without_vocabulary,
+)
 from nan_merge.publish import staging_path
 from nan_merge.recipe import MergeRecipe
 from nan_merge.safetensors_file import TensorInfo
-from nan_merge.vocabulary import Vocabulary, match_vocabularies
+from nan_merge.vocabulary import Vocabulary
 
 MAX_LISTED_PROBLEMS = 20
 
@@ -133,21 +141,61 @@ def plan_merge(recipe: MergeRecipe) -> MergePlan:
     """Open every checkpoint's headers and fit them together.
 
     Raises:
-        CheckpointError: If checkpoints cannot be opened; lists all that cannot.
-        IncompatibleError: If they do not fit; lists every problem with its mend.
+        NanMergeError: With every problem and its mend: a `CheckpointError` if all are about
+            checkpoints that cannot be opened, an `IncompatibleError` if they do not fit, a
+            `CoefficientError` if the recipe's coefficients would be refused whatever the norms.
     """
-    base, models = open_models(recipe)
-    vocabulary: Vocabulary | None = None
-    if recipe.tokenizer is not None:
-        matched = match_vocabularies(base, models, recipe.tokenizer)
-        base, models, vocabulary = matched.base, matched.models, matched.vocabulary
-    tensors = align(base, models, recipe.missing)
-    if not any(tensor.is_merged for tensor in tensors):
-        raise IncompatibleError("The models hold no tensor of floating-point numbers to merge.")
-    check_num_layers(recipe, [tensor.name for tensor in tensors])
+    plan, problems = find_plan(recipe)
+    if plan is None or problems:
+        raise as_one(problems)
+    return plan
+
+
+def find_plan(recipe: MergeRecipe) -> tuple[MergePlan | None, Problems]:
+    """The plan, and everything that is wrong.
+
+    Where something is wrong the plan is of what could be opened and fitted, good for its sizes
+    alone; None if that is nothing.
+    """
+    problems: Problems = []
+    base, models = open_each(recipe, problems)
+    if not models:
+        return None, problems
+    missing, matched = recipe.missing, None
+    lost_base = recipe.base is not None and base is None
+    if recipe.tokenizer is not None and not lost_base:
+        matched = match_each(base, models, recipe.tokenizer, problems)
+    whole = matched is not None or (recipe.tokenizer is None and not lost_base)
+    if matched is not None:
+        base, models = matched.base, list(matched.models)
+    elif not whole:
+        base, models = base and without_vocabulary(base), list(map(without_vocabulary, models))
+    if lost_base:
+        missing = _without_base(missing)
+    tensors = attempt(problems, align, base, models, missing)
+    if not tensors:
+        return None, problems
+    attempt(problems, check_num_layers, recipe, [tensor.name for tensor in tensors])
+    if whole:
+        attempt(problems, _refuse_nothing_to_merge, tensors)
+        names = [model.name for model in models]
+        attempt(problems, coefficients_from_headers, recipe, names, tensors)
     dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
     shards = tuple(pack_shards(tensors, dtype, recipe.shard_bytes))
-    return MergePlan(recipe, base, models, tensors, shards, vocabulary)
+    vocabulary = matched.vocabulary if matched else None
+    return MergePlan(recipe, base, tuple(models), tensors, shards, vocabulary), problems
+
+
+def _without_base(missing: Missing) -> Missing:
+    """What to check where the base cannot be opened: not what it alone could tell."""
+    if isinstance(missing, dict):
+        return {key: "drop" if value == "base" else value for key, value in missing.items()}
+    return "drop" if missing == "base" else missing
+
+
+def _refuse_nothing_to_merge(tensors: Sequence[AlignedTensor]) -> None:
+    if not any(tensor.is_merged for tensor in tensors):
+        raise IncompatibleError("The models hold no tensor of floating-point numbers to merge.")
 
 
 def check_disk(results: Sequence[tuple[MergePlan, Path]]) -> None:

@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -45,6 +45,24 @@ Overrides = Annotated[
 ]
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file with one merge.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def split_output(arguments: Sequence[str]) -> tuple[Path | None, Sequence[str]]:
+    """Tell `[OUT] [KEY=VALUE]...` apart: the first is a folder unless it is a change to the file.
+
+    >>> split_output(["merged", "seed=1"])
+    (PosixPath('merged'), ['seed=1'])
+    >>> split_output(["seed=1"])
+    (None, ['seed=1'])
+    >>> split_output(["./odd=name"])
+    (PosixPath('odd=name'), [])
+    """
+    if not arguments:
+        return None, arguments
+    key, equals, _ = arguments[0].partition("=")
+    if equals and os.sep not in key:
+        return None, arguments
+    return Path(arguments[0]), arguments[1:]
 
 
 class _Output(Console):
