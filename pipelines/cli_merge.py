@@ -128,7 +128,7 @@ def inspect(
 ) -> None:
     """Describe models and what fine-tuning changed: norms, means, sign conflicts, cosines."""
     with explain_errors(debug):
-        from pipelines.inspect import inspect_command
+        from pipelines.inspect_models import inspect_command
 
         inspect_command(
             models, base, open_console(), show_layers=layers, plot=plot, json_file=json_file
