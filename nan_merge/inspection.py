@@ -7,6 +7,7 @@ are of float64 partials joined by `math.fsum`, so no number depends on how many 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
@@ -54,13 +55,21 @@ def inspect_models(
     layers: dict[str, list[AlignedTensor]] = {}
     for tensor in merged:
         layers.setdefault(layer_of(tensor.name), []).append(tensor)
-    parts = tuple(_part(name, of_layer, sums) for name, of_layer in layers.items())
+    in_order = sorted(layers.items(), key=lambda item: _depth(item[0]))
+    parts = tuple(_part(name, of_layer, sums) for name, of_layer in in_order)
     kept = {tensor.name for tensor in merged}
     everyone = [opened_base, *models] if opened_base else models
     left_out = {name: None for each in everyone for name in each.tensors if name not in kept}
     names = tuple(model.name for model in models)
     base_name = opened_base.name if opened_base else None
     return Inspection(base_name, names, _part("*", merged, sums), parts, tuple(left_out))
+
+
+def _depth(layer: str) -> int:
+    """Embeddings come first, then the layers, then what stands on them; else by name."""
+    if layer.rpartition(".")[2].isdecimal():
+        return 1
+    return 0 if re.search(r"emb|wte|wpe|conv1|patch|ln_pre", layer) else 2
 
 
 def _open(paths: Sequence[str], base: str | None) -> tuple[Checkpoint | None, list[Checkpoint]]:
