@@ -24,7 +24,7 @@ from nan_merge.problems import (
     open_each,
     without_vocabulary,
 )
-from nan_merge.publish import staging_path
+from nan_merge.publish import explain_write_errors, staging_path
 from nan_merge.recipe import MergeRecipe
 from nan_merge.safetensors_file import TensorInfo
 from nan_merge.vocabulary import Vocabulary
@@ -209,9 +209,10 @@ def check_disk(results: Sequence[tuple[MergePlan, Path]]) -> None:
     needed: dict[int, int] = {}
     places: dict[int, Path] = {}
     for plan, output in results:
-        place = next(path for path in (output, *output.absolute().parents) if path.exists())
+        with explain_write_errors(output):  # a name that no file can have
+            place = next(path for path in (output, *output.absolute().parents) if path.exists())
+            written = [path.stat() for path in staging_path(output).glob("*.safetensors")]
         disk = place.stat().st_dev
-        written = [path.stat() for path in staging_path(output).glob("*.safetensors")]
         there = sum(status.st_blocks * 512 for status in written)
         needed[disk] = needed.get(disk, 0) + max(0, plan.output_bytes - there)
         places[disk] = place
@@ -254,8 +255,9 @@ def align(
         if len(problems) > len(shown):
             shown.append(f"... and {len(problems) - len(shown)} more")
         lines = "\n".join(f"  - {line}" for line in shown)
+        number = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise IncompatibleError(
-            f"The models do not fit each other ({len(problems)} problems):\n{lines}\n"
+            f"The models do not fit each other ({number}):\n{lines}\n"
             f"Merge only models that were fine-tuned from {reference.name} ({reference.folder}), "
             "or say with `missing: base` or `missing: drop` what becomes of tensors that not all "
             "of them have."
