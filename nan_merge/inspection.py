@@ -16,10 +16,11 @@ from torch import Tensor
 
 from nan_merge.blocks import Block, Chunk, Run, cut, run_chunks
 from nan_merge.checkpoint import Checkpoint, layer_of
-from nan_merge.errors import CheckpointError
+from nan_merge.errors import CheckpointError, IncompatibleError
 from nan_merge.inspected import Inspection, Moments, Part
+from nan_merge.missing import find_problems
 from nan_merge.model_reference import open_model
-from nan_merge.plan import AlignedTensor, align
+from nan_merge.plan import AlignedTensor, align, list_problems
 from nan_merge.problems import Problems, as_one, attempt, match_each
 
 OnProgress = Callable[[int, int], None]
@@ -47,6 +48,12 @@ def inspect_models(
         CheckpointError: If a value is NaN or infinite; names the tensor and the file.
     """
     opened_base, models = _open(paths, base)
+    if misfits := list(find_problems(opened_base, models, "drop")):
+        reference = opened_base or models[0]
+        raise IncompatibleError(
+            f"The models do not fit each other {list_problems(misfits)}\n"
+            f"Inspect together only fine-tunes of {reference.name} ({reference.folder})."
+        )
     tensors = align(opened_base, models, "drop")
     merged = [tensor for tensor in tensors if tensor.is_merged]
     if not merged:
@@ -87,7 +94,7 @@ def _open(paths: Sequence[str], base: str | None) -> tuple[Checkpoint | None, li
     found = [model for model in models if model is not None]
     matched = None if problems else match_each(opened_base, found, "base", problems)
     if matched is None:
-        raise as_one(problems)
+        raise as_one(problems, "inspected")
     return matched.base, list(matched.models)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -251,18 +252,29 @@ def align(
     if not aligned and not problems:
         problems = ["no tensor is in all of them"]
     if problems:
-        shown = problems[:MAX_LISTED_PROBLEMS]
-        if len(problems) > len(shown):
-            shown.append(f"... and {len(problems) - len(shown)} more")
-        lines = "\n".join(f"  - {line}" for line in shown)
-        number = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise IncompatibleError(
-            f"The models do not fit each other ({number}):\n{lines}\n"
+            f"The models do not fit each other {list_problems(problems)}\n"
             f"Merge only models that were fine-tuned from {reference.name} ({reference.folder}), "
             "or say with `missing: base` or `missing: drop` what becomes of tensors that not all "
             "of them have."
         )
     return tuple(aligned)
+
+
+def list_problems(problems: Sequence[str]) -> str:
+    """Their number and a line each; lines that differ in numbers alone (of layers) are one."""
+    alike: dict[str, list[str]] = {}
+    for problem in problems:
+        alike.setdefault(re.sub(r"\d+", "0", problem), []).append(problem)
+    lines = [
+        first + (f" (and {len(rest)} more like it)" if rest else "")
+        for first, *rest in alike.values()
+    ]
+    shown = lines[:MAX_LISTED_PROBLEMS]
+    if len(lines) > len(shown):
+        shown.append(f"... and {len(lines) - len(shown)} more")
+    number = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    return "\n".join([f"({number}):", *(f"  - {line}" for line in shown)])
 
 
 def output_bytes(tensor: AlignedTensor, dtype: torch.dtype | None) -> int:

@@ -45,7 +45,7 @@ def attempt(
         return None
 
 
-def as_one(problems: Problems) -> NanMergeError:
+def as_one(problems: Problems, purpose: str = "merged") -> NanMergeError:
     """One error that lists all; of their own kind if they are of one kind."""
     if len(problems) == 1:
         return problems[0]
@@ -53,7 +53,9 @@ def as_one(problems: Problems) -> NanMergeError:
     kind = kinds.pop() if len(kinds) == 1 else NanMergeError
     lines = [textwrap.indent(str(problem), "    ").strip() for problem in problems]
     listed = "\n".join(f"  - {line}" for line in lines)
-    return kind(f"These models cannot be merged; {len(problems)} things must be mended:\n{listed}")
+    return kind(
+        f"These models cannot be {purpose}; {len(problems)} things must be mended:\n{listed}"
+    )
 
 
 def open_each(

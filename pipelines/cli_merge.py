@@ -104,7 +104,7 @@ def coefficients(
 )
 def inspect(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Folders, hub ids, or BASE+ADAPTER.")
+        list[str], typer.Argument(metavar="MODEL", help="Folders, hub ids, or BASE+ADAPTER.")
     ],
     base: Annotated[
         str | None,

@@ -155,8 +155,7 @@ def _cosines(axis: Axes, found: Inspection) -> None:
     from matplotlib import colormaps
 
     size = len(found.models)
-    shades = colormaps["PuOr_r"].copy()
-    shades.set_bad("#eef1f4")
+    shades = colormaps["PuOr_r"].with_extremes(bad="#eef1f4")
     values = [
         [None if i == j else found.whole.cosine(i, j) for j in range(size)] for i in range(size)
     ]

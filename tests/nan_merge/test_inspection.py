@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nan_merge.errors import CheckpointError, NanMergeError
+from nan_merge.errors import CheckpointError, IncompatibleError, NanMergeError
 from nan_merge.inspection import inspect_models
 
 
@@ -143,3 +143,16 @@ def test_folders_of_one_name_are_told_apart(write_checkpoint, tmp_path):
     (tmp_path / "b").mkdir()
     paths = [write_checkpoint(f"{d}/model", {"w": torch.ones(2) * k}) for k, d in enumerate("ab")]
     assert inspect_models(paths).models == tuple(paths)
+
+
+def test_models_of_another_family_are_refused_in_few_words(write_checkpoint):
+    layers = {f"layers.{place}.w": torch.ones(2, 3) for place in range(12)}
+    other = {f"layers.{place}.w": torch.ones(3, 2) for place in range(12)}
+    base = write_checkpoint("base", layers)
+    with pytest.raises(IncompatibleError) as caught:
+        inspect_models([write_checkpoint("other", other)], base)
+    first, line, last = str(caught.value).splitlines()
+    assert first == "The models do not fit each other (12 problems):"
+    assert line.startswith("  - layers.0.w: other has shape (3, 2)")
+    assert line.endswith("base has (2, 3) (and 11 more like it)")
+    assert last == f"Inspect together only fine-tunes of base ({base})."
