@@ -164,7 +164,9 @@ def find_plan(recipe: MergeRecipe) -> tuple[MergePlan | None, Problems]:
         return None, problems
     missing, matched = recipe.missing, None
     lost_base = recipe.base is not None and base is None
-    if recipe.tokenizer is not None and not lost_base:
+    lost = {each.name for each in recipe.models} - {model.name for model in models}
+    can_match = not lost_base and recipe.tokenizer not in lost
+    if recipe.tokenizer is not None and can_match:
         matched = match_each(base, models, recipe.tokenizer, problems)
     whole = matched is not None or (recipe.tokenizer is None and not lost_base)
     if matched is not None:

@@ -66,7 +66,8 @@ def _notes(recipe: MergeRecipe, table: CoefficientTable) -> list[str]:
     else:
         formula += " No norms were needed."
     if table.scope == "model":
-        return [formula, *coefficient_notes(table.as_json())]
+        content = {**table.as_json(), "recipe": recipe.model_dump(mode="json", by_alias=True)}
+        return [formula, *coefficient_notes(content)]
     sums = [math.fsum(row) for row in table.coefficients.values()]
     notes = [formula, f"Sums over the models: {min(sums):.6g} to {max(sums):.6g}."]
     if table.norms and len(table.models) > 1 and table.is_nearly_uniform():

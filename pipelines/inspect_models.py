@@ -113,13 +113,15 @@ def _task_vectors_table(found: Inspection) -> Table:
 
 
 def _pairs_table(found: Inspection) -> Table:
-    title = "Pairs of task vectors: cosine, opposite signs"
+    title = "Pairs of task vectors: cosine, share of opposite signs"
     table = _table(title, "", *(_name(name) for name in found.models[1:]))
+    table.columns[0].no_wrap = True
     for one, name in enumerate(found.models[:-1]):
-        cells = ["" for _ in range(1, one + 1)]
+        cells = ["" for _ in range(one)]
         for other in range(one + 1, len(found.models)):
-            opposed = _percent(found.whole.opposed_share(one, other))
-            cells.append(f"{_cosine(found.whole.cosine(one, other))}, {opposed}")
+            cosine, opposed = found.whole.cosine(one, other), found.whole.opposed_share(one, other)
+            known = cosine is not None and opposed is not None
+            cells.append(f"{cosine:+.2f} {100 * opposed:.0f} %" if known else "-")
         table.add_row(_name(name), *cells)
     return table
 

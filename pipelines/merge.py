@@ -56,12 +56,16 @@ def verify_command(folder: Path, console: Console) -> None:
     with RunProgress(console).stage("verify", 1000) as bar:
         found = verify_checkpoint(folder, num_workers(), show_bytes(bar))
     console.print(
-        f"{folder} is whole: {found.num_files:,} files, {found.num_tensors:,} tensors, "
+        f"{folder} is whole: {found.num_tensors:,} tensors in {_count(found.num_files, 'file')}, "
         f"{found.num_bytes:,} bytes of data as they were written.",
         markup=False,
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def show_bytes(bar: StageProgress) -> Callable[[int, int], None]:
@@ -116,8 +120,11 @@ def uniformity_notes(manifest: dict[str, Any]) -> list[str]:
         return []
     if not nearly_equal(values):
         return []
-    return [
-        "The coefficients lie within 1 % of each other: this is, in effect, uniform weighting. "
-        "Fine-tunes of one base have nearly equal weight norms; `target: task_vector` "
-        "compares what was learned instead."
-    ]
+    note = "The coefficients lie within 1 % of each other: this is, in effect, uniform weighting."
+    spec = manifest.get("recipe", {}).get("coefficients", {})
+    if spec.get("target") != "task_vector":
+        note += (
+            " Fine-tunes of one base have nearly equal weight norms; `target: task_vector` "
+            "compares what was learned instead."
+        )
+    return [note]

@@ -94,7 +94,8 @@ def summary(
         f"{times}, writes {plan.output_bytes / GIGA:,.3f} GB.",
         f"Memory: at most {memory_ceiling(plan, workers) / MEBI:,.0f} MiB of private memory in "
         f"{workers} workers; the method takes {_unit_in_words(method.unit)}.",
-        f"Time: {_about(passes)}, starting up apart. An estimate, from a moment's trial work here.",
+        f"Time: {_about(passes)} on idle cores, starting up apart. An estimate, from a moment's "
+        "trial work here.",
         _disk(plan, output),
     ]
     if output is not None and (output / MANIFEST_NAME).is_file():

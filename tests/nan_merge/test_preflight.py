@@ -113,6 +113,13 @@ def test_a_tokenizer_of_nobody_is_one_problem(write):
     assert message.startswith("`tokenizer: c` is neither `base`, `union`, nor a model")
 
 
+def test_the_tokenizer_of_a_model_that_cannot_be_opened_is_no_second_problem(write, tmp_path):
+    models = [{"path": f"{tmp_path}/gone", "name": "gone"}, write("one", words=4)]
+    spec = {"base": write("base", words=4), "models": models, "tokenizer": "gone"}
+    error = refusal(MergeRecipe.model_validate({**spec, "method": "task_arithmetic"}))
+    assert str(error).startswith(f"No checkpoint at {tmp_path}/gone")
+
+
 def test_without_its_base_models_are_compared_with_each_other_alone(write, tmp_path):
     # What only the base could tell is not guessed: which words count, and `missing: base`.
     one = write("one", {"model.embed_tokens.weight": (5, 2), "layers.2.w": (1,)})

@@ -65,7 +65,7 @@ def test_plan_says_what_a_merge_would_do_and_cost(work: Path):
         assert f"│ {label} " in text
     assert "MiB of private memory in" in text
     assert "the method takes any piece of a tensor" in text
-    assert "Time: about a second, starting up apart. An estimate" in text
+    assert "Time: about a second on idle cores, starting up apart. An estimate" in text
     assert "where out goes" in text
     assert text.endswith("Everything fits.\n")
     assert not (work / "out").exists()
@@ -126,6 +126,9 @@ def test_nearly_uniform_coefficients_are_called_so(work: Path):
     shutil.copytree(work / "maths", work / "copy")
     arguments = ("coefficients", "recipe.yaml", "models=[maths, copy]")
     assert "in effect, uniform weighting" in ok(*arguments)
+    assert "`target: task_vector` compares" not in ok(*arguments)  # it is that already
+    weights = ok(*arguments, "coefficients=nan")
+    assert "`target: task_vector` compares what was learned instead" in " ".join(weights.split())
     by_layer = ok(*arguments, "coefficients.scope=layer")
     assert "In every layer the coefficients lie within 1 % of each other" in by_layer
 
@@ -201,7 +204,7 @@ def test_inspect_refuses_before_it_reads(work: Path, arguments, words):
 def test_verify_says_whole_or_what_is_wrong(work: Path):
     ok("merge", "recipe.yaml", "out")
     text = ok("verify", "out")
-    assert "out is whole: 1 files, 4 tensors, 14,428 bytes of data as they were written." in text
+    assert "out is whole: 4 tensors in 1 file, 14,428 bytes of data as they were written." in text
     path = work / "out" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     result = run("verify", "out")
