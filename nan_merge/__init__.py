@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nan_merge.plan import plan_merge
     from nan_merge.recipe import MergeRecipe
     from nan_merge.recipe_file import load_recipe
+    from nan_merge.verify import verify_checkpoint
     from nan_merge.yaml_config import load_config
 
 _HOMES = {
@@ -31,6 +32,7 @@ _HOMES = {
     "merge_checkpoints": "nan_merge.merge",
     "open_checkpoint": "nan_merge.checkpoint",
     "plan_merge": "nan_merge.plan",
+    "verify_checkpoint": "nan_merge.verify",
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "merge_checkpoints",
     "open_checkpoint",
     "plan_merge",
+    "verify_checkpoint",
 ]
 
 

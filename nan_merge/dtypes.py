@@ -57,6 +57,13 @@ def finite(stored: np.ndarray, dtype: DType) -> np.ndarray:
     return np.isfinite(stored.view(np.dtype(dtype.label)))
 
 
+def from_float32(values: np.ndarray, dtype: DType) -> np.ndarray:
+    """Floats in another type; bfloat16 as uint16, cut short and not rounded."""
+    if dtype is DType.BF16:
+        return (values.view(np.uint32) >> 16).astype(np.uint16)
+    return values.astype(np.dtype(dtype.label))
+
+
 def dtype_of(tensor: Tensor) -> DType | None:
     """The type of a tensor's elements, or None if safetensors has none that we merge."""
     return BY_LABEL.get(str(tensor.dtype).removeprefix("torch."))

@@ -52,14 +52,14 @@ def hash_checkpoint(checkpoint: Checkpoint, workers: int = 1) -> dict[str, list[
     chunks = cut(align(None, [checkpoint]))
     computed = any(type(info) is not TensorInfo for info in checkpoint.tensors.values())
     digests: dict[str, list[bytes]] = {name: [] for name in checkpoint.tensors}
-    for chunk, segments in zip(
-        chunks, run_on_threads(_hash_chunk, chunks, workers, with_torch=computed), strict=True
-    ):
+    hashed = run_on_threads(hash_chunk, chunks, workers, with_torch=computed)
+    for chunk, segments in zip(chunks, hashed, strict=True):
         digests[chunk.tensor.name].extend(segments)
     return digests
 
 
-def _hash_chunk(chunk: Chunk) -> tuple[bytes, ...]:
+def hash_chunk(chunk: Chunk) -> tuple[bytes, ...]:
+    """Read a chunk of a lone checkpoint and hash its segments; only inside `run_chunks`."""
     content = ContentHash(chunk.tensor.reference.dtype.itemsize)
     for run in chunk.runs():
         (stored,) = run.read_stored()

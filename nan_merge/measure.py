@@ -117,16 +117,22 @@ def model_norms(plan: MergePlan, run_tasks: RunTasks) -> dict[str, dict[str, flo
 def _norms(
     plans: Sequence[MergePlan], groups: Groups, run_tasks: RunTasks, workers: int
 ) -> dict[str, TensorNorms]:
-    wanted = NO_PRODUCTS
-    for plan in plans:
-        wanted |= wanted_products(plan.recipe.coefficients)
-        if needs(plan.recipe, "inner_products"):
-            wanted |= ALL_PRODUCTS
+    wanted = all_wanted_products([plan.recipe for plan in plans])
     found: dict[str, TensorNorms] = {}
     if wanted != NO_PRODUCTS:
         for record in _over_groups("norms", measure_norms, groups, (wanted, workers), run_tasks):
             found |= record
     return found
+
+
+def all_wanted_products(recipes: Sequence[MergeRecipe]) -> WantedProducts:
+    """What the coefficients and the methods of some recipes are made from."""
+    wanted = NO_PRODUCTS
+    for recipe in recipes:
+        wanted |= wanted_products(recipe.coefficients)
+        if needs(recipe, "inner_products"):
+            wanted |= ALL_PRODUCTS
+    return wanted
 
 
 def wanted_products(spec: CoefficientSpec) -> WantedProducts:

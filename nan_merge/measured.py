@@ -50,6 +50,11 @@ def method_of(recipe: MergeRecipe) -> MergeMethod:
     return METHODS[recipe.method.name].for_options(recipe.method)
 
 
+def is_compiled(recipe: MergeRecipe) -> bool:
+    """Whether the compiled kernel can do the recipe's merge."""
+    return method_of(recipe).program is not None
+
+
 def needs(recipe: MergeRecipe, statistic: Statistic) -> bool:
     """Whether the recipe's method wants a statistic."""
     return statistic in method_of(recipe).needs

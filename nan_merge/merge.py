@@ -12,7 +12,6 @@ from itertools import groupby
 from pathlib import Path
 
 from nan_merge.checkpoint import Checkpoint, open_checkpoint
-from nan_merge.errors import OutputError
 from nan_merge.fingerprint import fingerprint, identity, remember, remembered_fingerprint
 from nan_merge.manifest import (
     MANIFEST_NAME,
@@ -22,11 +21,12 @@ from nan_merge.manifest import (
     write_side_files,
 )
 from nan_merge.measure import measure
-from nan_merge.measured import Measured, method_of
+from nan_merge.measured import Measured, is_compiled, method_of
 from nan_merge.plan import MergePlan, check_disk, plan_merge
+from nan_merge.preflight import refuse_input_as_output
 from nan_merge.publish import clear_folder, publish_folder, write_text_atomically
 from nan_merge.recipe import MergeRecipe
-from nan_merge.shard import JOURNAL, ShardJob, ShardRecord, is_compiled, merge_shards
+from nan_merge.shard import JOURNAL, ShardJob, ShardRecord, merge_shards
 from nan_merge.statistics_journal import journaled
 from nan_merge.tasks import RunTasks, Task, run_serially
 
@@ -109,7 +109,7 @@ def merge_checkpoints(
     """
     jobs = [_Job(plan_merge(recipe), output) for recipe, output in recipes]
     for job in jobs:
-        _refuse_input_as_output(job)
+        refuse_input_as_output(job.checkpoints, job.output)
     done = {job.output: key for job in jobs if (key := _key_if_done(job, workers))}
     todo = [job for job in jobs if job.output not in done]
     check_disk([(job.plan, job.output) for job in todo])
@@ -120,18 +120,6 @@ def merge_checkpoints(
         MergeOutcome(job.output, (done | made)[job.output], reused=job.output in done)
         for job in jobs
     ]
-
-
-def _refuse_input_as_output(job: _Job) -> None:
-    """A result may lie beside or below other files, but never in the place of an input."""
-    output = job.output.resolve()
-    for checkpoint in job.checkpoints:
-        folder = checkpoint.folder.resolve()
-        if output == folder or output in folder.parents:
-            raise OutputError(
-                f"{job.output} is, or holds, the input {checkpoint.name} ({checkpoint.folder}). "
-                "Choose another folder for the result."
-            )
 
 
 def _group(job: _Job) -> tuple[str, ...]:

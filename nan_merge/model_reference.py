@@ -9,47 +9,22 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from nan_merge.checkpoint import Checkpoint, open_checkpoint
-from nan_merge.errors import CheckpointError, IncompatibleError, NanMergeError
+from nan_merge.errors import CheckpointError, IncompatibleError
 from nan_merge.hub import resolve_folder
 from nan_merge.lora import config_folder, open_adapter
 from nan_merge.lora_config import ADAPTER_CONFIG, read_adapter_config
-from nan_merge.recipe import MergeRecipe
 
 logger = logging.getLogger(__name__)
 
 MODEL_WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")
 
 
-def open_models(recipe: MergeRecipe) -> tuple[Checkpoint | None, tuple[Checkpoint, ...]]:
-    """Open a recipe's base, if it has one, and its models.
+def refuse_repeated(models: Sequence[Checkpoint]) -> None:
+    """Refuse a model that is named twice.
 
     Raises:
-        CheckpointError: If they cannot be opened; lists all that cannot.
-        IncompatibleError: If two models are the same.
+        IncompatibleError: With the names and the folder.
     """
-    base: Checkpoint | None = None
-    models: list[Checkpoint] = []
-    problems: list[NanMergeError] = []
-    if recipe.base is not None:
-        try:
-            base = open_model(recipe.base, "base")
-        except CheckpointError as error:
-            problems.append(error)
-    for model in recipe.models:
-        try:
-            models.append(open_model(model.path, model.name, base))
-        except CheckpointError as error:
-            problems.append(error)
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        lines = "\n".join(f"  - {problem}" for problem in problems)
-        raise CheckpointError(f"{len(problems)} checkpoints cannot be opened:\n{lines}")
-    _refuse_repeated(models)
-    return base, tuple(models)
-
-
-def _refuse_repeated(models: Sequence[Checkpoint]) -> None:
     # One adapter on two bases is two models, so the base's folder counts too.
     places = [(model.folder.resolve(), config_folder(model).resolve()) for model in models]
     for place, count in Counter(places).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,20 @@ from nan_merge.dtypes import BY_LABEL, DType
 from nan_merge.errors import IncompatibleError, OutputError
 from nan_merge.lora import config_folder
 from nan_merge.missing import Missing, find_problems, missing_policy
-from nan_merge.model_reference import open_models
-from nan_merge.publish import staging_path
+from nan_merge.problems import (
+    Problems,
+    as_one,
+    attempt,
+    coefficients_from_headers,
+    match_each,
+    open_each,
+    without_vocabulary,
+)
+from nan_merge.publish import explain_write_errors, staging_path
 from nan_merge.recipe import MergeRecipe
 from nan_merge.safetensors_file import TensorInfo
 from nan_merge.tensor_options import options_by_tensor
-from nan_merge.vocabulary import Vocabulary, match_vocabularies
+from nan_merge.vocabulary import Vocabulary
 
 MAX_LISTED_PROBLEMS = 20
 
@@ -133,23 +142,65 @@ def plan_merge(recipe: MergeRecipe) -> MergePlan:
     """Open every checkpoint's headers and fit them together.
 
     Raises:
-        CheckpointError: If checkpoints cannot be opened; lists all that cannot.
-        IncompatibleError: If they do not fit; lists every problem with its mend.
+        NanMergeError: With every problem and its mend: a `CheckpointError` if all are about
+            checkpoints that cannot be opened, an `IncompatibleError` if they do not fit, a
+            `CoefficientError` if the recipe's coefficients would be refused whatever the norms.
     """
-    base, models = open_models(recipe)
-    vocabulary: Vocabulary | None = None
-    if recipe.tokenizer is not None:
-        matched = match_vocabularies(base, models, recipe.tokenizer)
-        base, models, vocabulary = matched.base, matched.models, matched.vocabulary
-    tensors = align(base, models, recipe.missing)
-    if not any(tensor.is_merged for tensor in tensors):
-        raise IncompatibleError("The models hold no tensor of floating-point numbers to merge.")
-    check_num_layers(recipe, [tensor.name for tensor in tensors])
-    merged = [tensor.name for tensor in tensors if tensor.is_merged]
-    options_by_tensor(recipe.method, merged, len(models))  # refuses numbers that do not suit
+    plan, problems = find_plan(recipe)
+    if plan is None or problems:
+        raise as_one(problems)
+    return plan
+
+
+def find_plan(recipe: MergeRecipe) -> tuple[MergePlan | None, Problems]:
+    """The plan, and everything that is wrong.
+
+    Where something is wrong the plan is of what could be opened and fitted, good for its sizes
+    alone; None if that is nothing.
+    """
+    problems: Problems = []
+    base, models = open_each(recipe, problems)
+    if not models:
+        return None, problems
+    missing, matched = recipe.missing, None
+    lost_base = recipe.base is not None and base is None
+    lost = {each.name for each in recipe.models} - {model.name for model in models}
+    can_match = not lost_base and recipe.tokenizer not in lost
+    if recipe.tokenizer is not None and can_match:
+        matched = match_each(base, models, recipe.tokenizer, problems)
+    whole = matched is not None or (recipe.tokenizer is None and not lost_base)
+    if matched is not None:
+        base, models = matched.base, list(matched.models)
+    elif not whole:
+        base, models = base and without_vocabulary(base), list(map(without_vocabulary, models))
+    if lost_base:
+        missing = _without_base(missing)
+    tensors = attempt(problems, align, base, models, missing)
+    if not tensors:
+        return None, problems
+    attempt(problems, check_num_layers, recipe, [tensor.name for tensor in tensors])
+    if whole:
+        attempt(problems, _refuse_nothing_to_merge, tensors)
+        names = [model.name for model in models]
+        attempt(problems, coefficients_from_headers, recipe, names, tensors)
+        merged = [tensor.name for tensor in tensors if tensor.is_merged]
+        attempt(problems, options_by_tensor, recipe.method, merged, len(models))
     dtype = BY_LABEL[recipe.dtype] if recipe.dtype else None
     shards = tuple(pack_shards(tensors, dtype, recipe.shard_bytes))
-    return MergePlan(recipe, base, models, tensors, shards, vocabulary)
+    vocabulary = matched.vocabulary if matched else None
+    return MergePlan(recipe, base, tuple(models), tensors, shards, vocabulary), problems
+
+
+def _without_base(missing: Missing) -> Missing:
+    """What to check where the base cannot be opened: not what it alone could tell."""
+    if isinstance(missing, dict):
+        return {key: "drop" if value == "base" else value for key, value in missing.items()}
+    return "drop" if missing == "base" else missing
+
+
+def _refuse_nothing_to_merge(tensors: Sequence[AlignedTensor]) -> None:
+    if not any(tensor.is_merged for tensor in tensors):
+        raise IncompatibleError("The models hold no tensor of floating-point numbers to merge.")
 
 
 def check_disk(results: Sequence[tuple[MergePlan, Path]]) -> None:
@@ -163,9 +214,10 @@ def check_disk(results: Sequence[tuple[MergePlan, Path]]) -> None:
     needed: dict[int, int] = {}
     places: dict[int, Path] = {}
     for plan, output in results:
-        place = next(path for path in (output, *output.absolute().parents) if path.exists())
+        with explain_write_errors(output):  # a name that no file can have
+            place = next(path for path in (output, *output.absolute().parents) if path.exists())
+            written = [path.stat() for path in staging_path(output).glob("*.safetensors")]
         disk = place.stat().st_dev
-        written = [path.stat() for path in staging_path(output).glob("*.safetensors")]
         there = sum(status.st_blocks * 512 for status in written)
         needed[disk] = needed.get(disk, 0) + max(0, plan.output_bytes - there)
         places[disk] = place
@@ -204,17 +256,29 @@ def align(
     if not aligned and not problems:
         problems = ["no tensor is in all of them"]
     if problems:
-        shown = problems[:MAX_LISTED_PROBLEMS]
-        if len(problems) > len(shown):
-            shown.append(f"... and {len(problems) - len(shown)} more")
-        lines = "\n".join(f"  - {line}" for line in shown)
         raise IncompatibleError(
-            f"The models do not fit each other ({len(problems)} problems):\n{lines}\n"
+            f"The models do not fit each other {list_problems(problems)}\n"
             f"Merge only models that were fine-tuned from {reference.name} ({reference.folder}), "
             "or say with `missing: base` or `missing: drop` what becomes of tensors that not all "
             "of them have."
         )
     return tuple(aligned)
+
+
+def list_problems(problems: Sequence[str]) -> str:
+    """Their number and a line each; lines that differ in numbers alone (of layers) are one."""
+    alike: dict[str, list[str]] = {}
+    for problem in problems:
+        alike.setdefault(re.sub(r"\d+", "0", problem), []).append(problem)
+    lines = [
+        first + (f" (and {len(rest)} more like it)" if rest else "")
+        for first, *rest in alike.values()
+    ]
+    shown = lines[:MAX_LISTED_PROBLEMS]
+    if len(lines) > len(shown):
+        shown.append(f"... and {len(lines) - len(shown)} more")
+    number = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    return "\n".join([f"({number}):", *(f"  - {line}" for line in shown)])
 
 
 def output_bytes(tensor: AlignedTensor, dtype: DType | None) -> int:

@@ -51,10 +51,7 @@ def publish_folder(
         OutputError: If ``final`` exists, another process is writing it, or the disk is full or
             not writable.
     """
-    if final.is_symlink():
-        raise OutputError(f"{final} is a link. Give the folder itself, or another one.")
-    if not replace and final.exists() and not (final.is_dir() and not any(final.iterdir())):
-        raise OutputError(f"{final} exists already. Remove it or choose another folder.")
+    refuse_taken(final, replace)
     staging = staging_path(final)
     with explain_write_errors(final):
         staging.mkdir(parents=True, exist_ok=True)
@@ -73,6 +70,18 @@ def publish_folder(
                 if not keep_partial:
                     shutil.rmtree(staging, ignore_errors=True)
                 raise
+
+
+def refuse_taken(final: Path, replace: bool = False) -> None:
+    """Refuse a place that holds something already, unless that may be replaced.
+
+    Raises:
+        OutputError: If it is a link, a file, or a folder that is not empty.
+    """
+    if final.is_symlink():
+        raise OutputError(f"{final} is a link. Give the folder itself, or another one.")
+    if not replace and final.exists() and not (final.is_dir() and not any(final.iterdir())):
+        raise OutputError(f"{final} exists already. Remove it or choose another folder.")
 
 
 def _swap(staging: Path, final: Path) -> None:

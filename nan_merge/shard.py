@@ -21,7 +21,7 @@ from nan_merge.compiled_merge import merge_run, prepare
 from nan_merge.device import chosen_device
 from nan_merge.dtypes import DType, finite
 from nan_merge.errors import CheckpointError, IncompatibleError
-from nan_merge.measured import Measured, method_of
+from nan_merge.measured import Measured, is_compiled, method_of
 from nan_merge.plan import AlignedTensor, ShardPlan
 from nan_merge.publish import explain_write_errors, start_writeback, write_text_atomically
 from nan_merge.raw_runs import raw_runs, run_raw
@@ -185,11 +185,6 @@ def _merge_chunks(
     # A GPU computes on its own; threads then keep it busy while others read and write.
     run = run_chunks if device == "cpu" else run_on_threads
     return run(lambda chunk: _merge_by_torch(chunk, outputs, device), chunks, workers)
-
-
-def is_compiled(recipe: MergeRecipe) -> bool:
-    """Whether the compiled kernel can do this merge."""
-    return method_of(recipe).program is not None
 
 
 class _Hashes:

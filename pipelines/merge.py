@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,33 @@ from rich.markup import escape
 from rich.table import Table
 
 from nan_merge.coefficient_table import nearly_equal
-from nan_merge.hub import headers_only
 from nan_merge.manifest import MANIFEST_NAME, read_manifest
 from nan_merge.merge import merge_checkpoint
-from nan_merge.plan import MergePlan, check_disk, plan_merge
 from nan_merge.recipe import MergeRecipe
-from nan_merge.tasks import Task
-from pipelines.progress import RunProgress
+from nan_merge.tasks import RunTasks, Task
+from nan_merge.verify import verify_checkpoint
+from pipelines.progress import RunProgress, StageProgress
+
+
+def num_workers() -> int:
+    """Processes that commands on this machine work with: one for each core."""
+    return os.cpu_count() or 1
 
 
 def merge_command(recipe: MergeRecipe, output: Path, console: Console) -> None:
     """Merge a recipe into a folder and print its coefficients."""
-    progress = RunProgress(console)
+    run_tasks = tasks_with_progress(RunProgress(console))
+    outcome = merge_checkpoint(recipe, output, run_tasks, workers=num_workers())
+    manifest = read_manifest(output / MANIFEST_NAME)
+    console.print(coefficients_table(manifest))
+    for line in coefficient_notes(manifest):
+        console.print(line, markup=False, highlight=False)
+    verb = "was merged before and is unchanged" if outcome.reused else "is written"
+    console.print(f"{output} {verb}.", markup=False, highlight=False)
+
+
+def tasks_with_progress(progress: RunProgress) -> RunTasks:
+    """Run tasks here, one after the other, under a bar."""
 
     def run_tasks(tasks: Sequence[Task]) -> list[Any]:
         results: list[Any] = []
@@ -33,38 +48,37 @@ def merge_command(recipe: MergeRecipe, output: Path, console: Console) -> None:
                 bar.advance()
         return results
 
-    outcome = merge_checkpoint(recipe, output, run_tasks, workers=os.cpu_count() or 1)
-    manifest = read_manifest(output / MANIFEST_NAME)
-    console.print(coefficients_table(manifest))
-    for line in coefficient_notes(manifest):
-        console.print(line, markup=False, highlight=False)
-    verb = "was merged before and is unchanged" if outcome.reused else "is written"
-    console.print(f"{output} {verb}.", markup=False, highlight=False)
+    return run_tasks
 
 
-def plan_command(recipe: MergeRecipe, console: Console) -> None:
-    """Check from headers alone whether a recipe can be merged, and print what it would write."""
-    with headers_only():
-        plan = plan_merge(recipe)
-    check_disk([(plan, Path())])
-    console.print(plan_table(plan))
+def verify_command(folder: Path, console: Console) -> None:
+    """Compare a merged checkpoint with its manifest and say how much was compared."""
+    with RunProgress(console).stage("verify", 1000) as bar:
+        found = verify_checkpoint(folder, num_workers(), show_bytes(bar))
     console.print(
-        f"{recipe.method.name} over {len(plan.models)} models: reads {plan.input_bytes / 1e9:,.3f} "
-        f"GB once per pass, writes {plan.output_bytes / 1e9:,.3f} GB. Everything fits.",
+        f"{folder} is whole: {found.num_tensors:,} tensors in {_count(found.num_files, 'file')}, "
+        f"{found.num_bytes:,} bytes of data as they were written.",
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )
 
 
-def plan_table(plan: MergePlan) -> Table:
-    """The files that a merge would write."""
-    table = Table(title="Output files", title_justify="left")
-    table.add_column("file")
-    table.add_column("tensors", justify="right")
-    table.add_column("bytes", justify="right")
-    for shard in plan.shards:
-        table.add_row(shard.file_name, f"{len(shard.tensors):,}", f"{shard.num_bytes:,}")
-    return table
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def show_bytes(bar: StageProgress) -> Callable[[int, int], None]:
+    """A function that moves a bar of 1000 steps to (bytes done, bytes in all)."""
+    steps = 0
+
+    def show(done: int, total: int) -> None:
+        nonlocal steps
+        now = 1000 * done // max(total, 1)
+        bar.advance(now - steps, f"{done / 1e9:.1f} of {total / 1e9:.1f} GB")
+        steps = now
+
+    return show
 
 
 def coefficients_table(manifest: dict[str, Any]) -> Table:
@@ -106,8 +120,11 @@ def uniformity_notes(manifest: dict[str, Any]) -> list[str]:
         return []
     if not nearly_equal(values):
         return []
-    return [
-        "The coefficients lie within 1 % of each other: this is, in effect, uniform weighting. "
-        "Fine-tunes of one base have nearly equal weight norms; `target: task_vector` "
-        "compares what was learned instead."
-    ]
+    note = "The coefficients lie within 1 % of each other: this is, in effect, uniform weighting."
+    spec = manifest.get("recipe", {}).get("coefficients", {})
+    if spec.get("target") != "task_vector":
+        note += (
+            " Fine-tunes of one base have nearly equal weight norms; `target: task_vector` "
+            "compares what was learned instead."
+        )
+    return [note]

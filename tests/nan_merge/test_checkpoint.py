@@ -84,7 +84,7 @@ def test_a_hub_id_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPa
 
 
 def test_all_missing_checkpoints_are_listed_at_once(tmp_path: Path):
-    with pytest.raises(CheckpointError, match=r"(?s)3 checkpoints.*/x .*/y .*/z "):
+    with pytest.raises(CheckpointError, match=r"(?s)3 things must be mended.*/x .*/y .*/z "):
         plan_merge(recipe(f"{tmp_path}/x", f"{tmp_path}/y", f"{tmp_path}/z"))
 
 

@@ -54,7 +54,7 @@ def test_base_keeps_the_bases_tensors_and_takes_them_for_unchanged(models: list[
 def test_the_first_pattern_that_matches_counts(models: list[Checkpoint]):
     aligned = align(models[0], models[1:], {"b": "base", "*": "drop"})
     assert [tensor.name for tensor in aligned] == ["a", "b", "c"]
-    with pytest.raises(IncompatibleError, match=r"\(1 problems\):\n.*lacks tensor b"):
+    with pytest.raises(IncompatibleError, match=r"\(1 problem\):\n.*lacks tensor b"):
         align(models[0], models[1:], {"x": "drop"})
 
 

@@ -18,6 +18,7 @@ from pipelines.results import write_results
 
 RECIPE = "base: ./b\nmodels: [./m1, ./m2]\nmethod: ties\n"
 RUN = "name: q\nmodels: [./m1, ./m2]\nbase: ./b\nevaluate: {benchmarks: [digits]}\n"
+COMMANDS = ["run", "merge", "plan", "coefficients", "inspect", "verify", "show", "schema"]
 CLI = [sys.executable, "-m", "pipelines.cli"]
 
 
@@ -43,7 +44,10 @@ def calls(monkeypatch):
 
     fakes = {
         "pipelines.run": {"run_config": record},
-        "pipelines.merge": {"merge_command": record, "plan_command": record},
+        "pipelines.merge": {"merge_command": record, "verify_command": record},
+        "pipelines.plan": {"plan_command": record},
+        "pipelines.coefficients": {"coefficients_command": record},
+        "pipelines.inspect_models": {"inspect_command": record},
     }
     for name, members in fakes.items():
         module = ModuleType(name)
@@ -76,7 +80,44 @@ def test_merge_passes_recipe_and_folder(folder, calls):
 
 def test_plan_passes_the_recipe(folder, calls):
     assert invoke("plan", "recipe.yaml").exit_code == 0
-    assert calls.arguments[0].method.name == "ties"
+    recipe, output, _ = calls.arguments
+    assert (recipe.method.name, output) == ("ties", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output", "seed"),
+    [
+        (["out"], "out", 0),
+        (["out", "seed=3"], "out", 3),
+        (["seed=3"], None, 3),
+        (["./a=b", "seed=3"], "a=b", 3),
+        (["/tmp/a=b"], "/tmp/a=b", 0),
+    ],
+)
+def test_plan_tells_a_folder_from_a_change(folder, calls, arguments, output, seed):
+    result = invoke("plan", "recipe.yaml", *arguments)
+    assert result.exit_code == 0, result.output
+    recipe, found, _ = calls.arguments
+    assert (found and str(found), recipe.seed) == (output, seed)
+
+
+def test_coefficients_passes_recipe_and_options(folder, calls):
+    result = invoke("coefficients", "recipe.yaml", "seed=3", "--all", "--json", "c.json")
+    assert result.exit_code == 0, result.output
+    assert calls.arguments[0].seed == 3
+    assert calls.options == {"show_all": True, "json_file": Path("c.json")}
+
+
+def test_inspect_passes_models_and_options(folder, calls):
+    result = invoke("inspect", "a", "b", "--base", "c", "--layers", "--plot", "p.svg")
+    assert result.exit_code == 0, result.output
+    assert calls.arguments[:2] == [["a", "b"], "c"]
+    assert calls.options == {"show_layers": True, "plot": Path("p.svg"), "json_file": None}
+
+
+def test_verify_passes_the_folder(folder, calls):
+    assert invoke("verify", "out").exit_code == 0
+    assert calls.arguments[0] == Path("out")
 
 
 def test_show_prints_the_table_of_a_finished_run(folder, tiny):
@@ -125,7 +166,7 @@ def test_version():
     assert invoke("--version").stdout.startswith("nan-merge ")
 
 
-@pytest.mark.parametrize("command", ["run", "merge", "plan", "show", "schema"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_examples(command):
     result = invoke(command, "--help")
     assert result.exit_code == 0
@@ -269,10 +310,10 @@ def test_sigint_of_the_real_process(folder):
     (folder / "slow.py").write_text(
         "import signal, sys, time, types\n"
         "import pipelines.cli as cli\n"
-        "def plan_command(recipe, console):\n"
+        "def plan_command(recipe, output, console):\n"
         "    print('started', flush=True)\n"
         "    time.sleep(60)\n"
-        "sys.modules['pipelines.merge'] = types.SimpleNamespace(plan_command=plan_command)\n"
+        "sys.modules['pipelines.plan'] = types.SimpleNamespace(plan_command=plan_command)\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs\n"
         "cli.main()\n"
     )

@@ -1,0 +1,126 @@
+"""Commands about runs: run, show, schema."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nan_merge.errors import DataError
+from pipelines.cli_app import Debug, Overrides, app, explain_errors, open_console
+
+if TYPE_CHECKING:
+    from pipelines.results import RunResults
+
+
+class SchemaName(StrEnum):
+    """What `nan-merge schema` can print."""
+
+    RUN = "run"
+    RECIPE = "recipe"
+
+
+@app.command(
+    epilog="Examples:\n\nnan-merge run configs/quickstart.yaml\n\n"
+    "nan-merge run configs/quickstart.yaml --seeds 3\n\n"
+    "nan-merge run configs/quickstart.yaml seed=1 run_folder=runs/seed1\n\n"
+    "nan-merge run run.yaml merges.0.method.density=0.3 cluster.address=auto"
+)
+def run(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Run file (YAML).")],
+    overrides: Overrides = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Repeat with N seeds and show the spread.")
+    ] = 1,
+    debug: Debug = False,
+) -> None:
+    """Train or load the models, merge them, evaluate everything, print the table."""
+    with explain_errors(debug):
+        from nan_merge.yaml_config import load_config
+        from pipelines.config import RunConfig
+
+        checked = load_config(config, RunConfig, overrides or ())
+        from pipelines.run import run_config
+
+        run_config(checked, seeds=seeds, console=open_console())
+
+
+@app.command(
+    epilog="Examples:\n\nnan-merge show runs/quickstart\n\n"
+    "nan-merge show runs/quickstart runs/quickstart-seed1 --markdown"
+)
+def show(
+    run_folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN_FOLDER...", help="Folders of finished runs.")
+    ],
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print Markdown instead of a drawn table.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Print the table of a finished run again; of several runs, the spread over their seeds."""
+    with explain_errors(debug):
+        from pipelines import table
+
+        runs = [_read_run(folder) for folder in run_folders]
+        _refuse_repeated_seeds(run_folders, runs)
+        if markdown:
+            single, several = table.markdown_table, table.markdown_seeds_table
+            typer.echo(several(runs) if len(runs) > 1 else single(runs[0]))
+        else:
+            console = open_console()
+            drawn = (
+                table.seeds_table(runs, console.width)
+                if len(runs) > 1
+                else table.results_table(runs[0], console.width)
+            )
+            console.print(drawn)
+
+
+def _read_run(run_folder: Path) -> RunResults:
+    from pipelines.results import read_results
+
+    try:
+        return read_results(run_folder)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{run_folder} holds no finished run: {Path(str(error.filename)).name} is missing. "
+            "Name the folder that `nan-merge run` printed, e.g. runs/quickstart."
+        ) from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{run_folder} holds damaged results: {error}. Run the same command again."
+        ) from error
+
+
+def _refuse_repeated_seeds(folders: Sequence[Path], runs: Sequence[RunResults]) -> None:
+    seen: dict[int, Path] = {}
+    for folder, found in zip(folders, runs, strict=True):
+        if found.seed in seen:
+            raise DataError(
+                f"{seen[found.seed]} and {folder} are both of seed {found.seed}, and a spread over "
+                "seeds would count it twice. Name one folder per seed."
+            )
+        seen[found.seed] = folder
+
+
+@app.command(
+    epilog="Examples:\n\nnan-merge schema run > run.schema.json\n\n"
+    "nan-merge schema recipe > recipe.schema.json\n\n"
+    "Editors use it when the YAML file starts with:\n\n"
+    "# yaml-language-server: $schema=run.schema.json"
+)
+def schema(
+    name: Annotated[SchemaName, typer.Argument(help="Which kind of file.")] = SchemaName.RUN,
+    debug: Debug = False,
+) -> None:
+    """Print the JSON Schema of a run file or a recipe, for editors."""
+    with explain_errors(debug):
+        from nan_merge.recipe import MergeRecipe
+        from nan_merge.yaml_config import schema_json
+        from pipelines.config import RunConfig
+
+        typer.echo(schema_json(RunConfig if name is SchemaName.RUN else MergeRecipe))

@@ -1,0 +1,226 @@
+"""plan, coefficients, inspect and verify as a user meets them: what they print and refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("NAN_MERGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("nan_merge.estimate.PROBE_ELEMENTS", 1 << 14)
+    generator = torch.Generator().manual_seed(0)
+    base = {f"layers.{place}.w": torch.randn(30, 40, generator=generator) for place in range(3)}
+    base["norm"] = torch.ones(7)
+    for name, size in (("base", 0.0), ("maths", 0.1), ("code", 0.3)):
+        (tmp_path / name).mkdir()
+        tensors = {
+            key: value + size * torch.randn(value.shape, generator=generator)
+            for key, value in base.items()
+        }
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "noise").mkdir()
+    (tmp_path / "noise" / "model.safetensors").write_bytes(bytes(range(256)) * 20)
+    cut = (tmp_path / "code" / "model.safetensors").read_bytes()[:-1000]
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "model.safetensors").write_bytes(cut)
+    recipe = {
+        "base": "base", "models": ["maths", "code"], "method": "ties",
+        "coefficients": {"source": "nan", "target": "task_vector"},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return tmp_path
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def ok(*arguments: str) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_plan_says_what_a_merge_would_do_and_cost(work: Path):
+    text = ok("plan", "recipe.yaml", "out")
+    assert "layers.*.w" in text
+    # 3 models of 3 x 1200 + 7 float32 numbers, five times
+    assert "ties over 2 models: reads 0.000 GB in 5 passes, writes 0.000 GB." in text
+    for label in ("norms", "magnitudes", "thresholds", "signs", "merge"):
+        assert f"│ {label} " in text
+    assert "MiB of private memory in" in text
+    assert "the method takes any piece of a tensor" in text
+    assert "Time: about a second on idle cores, starting up apart. An estimate" in text
+    assert "where out goes" in text
+    assert text.endswith("Everything fits.\n")
+    assert not (work / "out").exists()
+
+
+def test_plan_without_out_says_that_the_disk_was_not_checked(work: Path):
+    assert "Name OUT to check the disk" in ok("plan", "recipe.yaml", "method=task_arithmetic")
+
+
+def test_plan_of_a_merge_that_is_there(work: Path):
+    ok("merge", "recipe.yaml", "out")
+    assert "out holds a merge of this recipe" in ok("plan", "recipe.yaml", "out")
+    result = run("plan", "recipe.yaml", "out", "method.density=0.5")
+    assert result.exit_code == 2
+    assert "out holds another merge already (its recipe has another method)" in result.stderr
+
+
+def test_plan_lists_every_problem(work: Path):
+    models = "models=[maths, empty, noise, cut, mahts]"
+    result = run("plan", "recipe.yaml", "maths", models)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: These models cannot be merged; 5 things must be mended")
+    for words in (
+        "empty holds no *.safetensors file. Is it the right folder?",
+        "noise/model.safetensors is damaged: its header is longer than the file",
+        "cut/model.safetensors is damaged: 1,000 bytes are missing at its end",
+        "No checkpoint at mahts",
+        "maths is, or holds, the input maths",
+    ):
+        assert words in result.stderr
+
+
+def test_coefficients_are_those_of_the_merge(work: Path):
+    text = ok("coefficients", "recipe.yaml", "--json", "c.json")
+    ok("merge", "recipe.yaml", "out")
+    manifest = json.loads((work / "out" / "merge_manifest.json").read_text())
+    found = json.loads((work / "c.json").read_text())
+    assert found["models"] == ["maths", "code"]
+    for key in ("scope", "scale", "norms", "alpha", "coefficients"):
+        assert found[key] == manifest[key]
+    for name, value in manifest["coefficients"].items():
+        assert f"{value:.6g}" in text
+        assert name in text
+    assert "Norms are of the task vectors." in text
+    assert "Sum of the coefficients: 1." in text
+    assert "magnitudes" not in text  # nothing is read but what coefficients need
+
+
+def test_coefficients_by_layer_show_the_range_or_every_row(work: Path):
+    by_layer = ("coefficients", "recipe.yaml", "coefficients.scope=layer")
+    assert " to " in ok(*by_layer)
+    text = ok(*by_layer, "--all")
+    assert all(f"layers.{place}" in text for place in range(3))
+    assert "Sums over the models: 1 to 1." in text
+
+
+def test_nearly_uniform_coefficients_are_called_so(work: Path):
+    shutil.copytree(work / "maths", work / "copy")
+    arguments = ("coefficients", "recipe.yaml", "models=[maths, copy]")
+    assert "in effect, uniform weighting" in ok(*arguments)
+    assert "`target: task_vector` compares" not in ok(*arguments)  # it is that already
+    weights = ok(*arguments, "coefficients=nan")
+    assert "`target: task_vector` compares what was learned instead" in " ".join(weights.split())
+    by_layer = ok(*arguments, "coefficients.scope=layer")
+    assert "In every layer the coefficients lie within 1 % of each other" in by_layer
+
+
+def test_coefficients_without_norms_read_nothing(work: Path):
+    text = ok("coefficients", "recipe.yaml", "coefficients=[0.25, 0.5]")
+    assert "0.25" in text
+    assert "No norms were needed." in text
+    assert "norms ..." not in text
+
+
+def test_inspect_prints_tables_and_writes_what_is_asked_for(work: Path):
+    arguments = ("--base", "base", "--layers", "--plot", "p.svg", "--json", "i.json")
+    text = ok("inspect", "maths", "code", *arguments)
+    for title in ("Weights (3,607 elements)", "Task vectors", "Pairs of task vectors", "By layer"):
+        assert title in text
+    assert "Sign conflict: of 3,607 elements" in text
+    assert "Zero mean: the mean makes up at most" in text
+    assert ET.parse(work / "p.svg").getroot().tag.endswith("svg")
+    content = json.loads((work / "i.json").read_text())
+    assert [layer["name"] for layer in content["layers"]] == [
+        "layers.0", "layers.1", "layers.2", "norm"
+    ]  # fmt: skip
+    conflict = content["whole"]["conflict_share"]
+    assert f"{100 * conflict:.2f} % were raised by one" in text
+
+
+@pytest.mark.parametrize("models", [["maths"], ["maths", "code"]])
+@pytest.mark.parametrize("base", [[], ["--base", "base"]])
+@pytest.mark.parametrize("suffix", ["png", "pdf", "SVG"])
+def test_inspect_draws_any_number_of_models(work: Path, models, base, suffix):
+    ok("inspect", *models, *base, "--plot", f"p.{suffix}")
+    starts = {"png": b"\x89PNG", "pdf": b"%PDF", "SVG": b"<?xml"}
+    assert (work / f"p.{suffix}").read_bytes().startswith(starts[suffix])
+    assert not list(work.glob(".*"))
+
+
+def test_many_models_with_names_that_break_things_are_drawn(work: Path):
+    names = [f"$x_{place}$ [red] & 🐙 {'long ' * 9}" for place in range(10)]
+    for name in names:
+        (work / name).symlink_to(work / "code")
+    text = ok("inspect", *names, "maths", "--base", "base", "--layers", "--plot", "p.svg")
+    assert "[red]" in text
+
+
+def test_inspect_says_that_it_has_no_base(work: Path):
+    assert "Without --base BASE nothing is known of task vectors" in ok("inspect", "maths")
+
+
+def test_the_same_models_draw_the_same_picture(work: Path):
+    for name in ("one.svg", "two.svg"):
+        ok("inspect", "maths", "code", "--base", "base", "--plot", name)
+    assert (work / "one.svg").read_bytes() == (work / "two.svg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--plot", "p.gif"], "p.gif ends with none of .svg, .png, .pdf"),
+        (["--plot", "no/p.svg"], "There is no folder no. Make it"),
+        (["--json", "x"], "x ends with none of .json"),
+        (["--json", "dir.json"], "dir.json is a folder"),
+        (["empty", "noise", "cut", "gone"], "cannot be inspected; 4 things must be mended"),
+    ],
+)
+def test_inspect_refuses_before_it_reads(work: Path, arguments, words):
+    (work / "dir.json").mkdir()
+    result = run("inspect", "maths", *arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+
+
+def test_verify_says_whole_or_what_is_wrong(work: Path):
+    ok("merge", "recipe.yaml", "out")
+    text = ok("verify", "out")
+    assert "out is whole: 4 tensors in 1 file, 14,428 bytes of data as they were written." in text
+    path = work / "out" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    result = run("verify", "out")
+    assert result.exit_code == 2
+    assert "out/model.safetensors: tensor norm holds other data than was written" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("empty", "empty holds no merge_manifest.json"),
+        ("gone", "gone is no folder"),
+        ("recipe.yaml", "recipe.yaml is no folder"),
+    ],
+)
+def test_verify_refuses_what_is_no_merge(work: Path, folder, words):
+    result = run("verify", folder)
+    assert result.exit_code == 2
+    assert words in result.stderr
