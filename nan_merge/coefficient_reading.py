@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from nan_merge.coefficient_table import CoefficientTable
-from nan_merge.coefficients import compute_coefficients, needs_norms
-from nan_merge.measure import merged_groups
-from nan_merge.methods import TensorNorms
+from nan_merge.coefficients import compute_coefficients
+from nan_merge.measure import merged_groups, norms_for
 from nan_merge.plan import MergePlan
-from nan_merge.statistics import measure_norms
-from nan_merge.tasks import RunTasks, Task, run_serially
+from nan_merge.tasks import RunTasks, run_serially
 
 
 def measure_coefficients(
@@ -28,14 +26,7 @@ def measure_coefficients(
         CoefficientError: If a norm is zero.
         CheckpointError: If a tensor holds NaN or infinity.
     """
-    groups = merged_groups(plan)
-    norms: dict[str, TensorNorms] = {}
-    if needs_norms(plan.recipe.coefficients):
-        tasks = [
-            Task("norms", measure_norms, (group, workers), sum(each.input_bytes for each in group))
-            for group in groups
-        ]
-        for found in run_tasks(tasks):
-            norms |= found
-    elements = {tensor.name: tensor.reference.num_elements for group in groups for tensor in group}
-    return compute_coefficients(plan.recipe, list(elements), norms, elements)
+    names = [tensor.name for group in merged_groups(plan) for tensor in group]
+    norms = norms_for(plan, run_tasks, workers)
+    elements = {t.name: t.reference.num_elements for t in plan.tensors if t.is_merged}
+    return compute_coefficients(plan.recipe, names, norms, elements)

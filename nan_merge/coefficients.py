@@ -27,11 +27,6 @@ from nan_merge.weights import count_layers, is_plain, weights_by_tensor
 Row = tuple[float, ...]
 
 
-def needs_norms(spec: CoefficientSpec) -> bool:
-    """Whether these coefficients can only be known after the models were measured."""
-    return spec.source in ("matched", *SHARES) or spec.scale == "norm"
-
-
 def check_num_layers(recipe: MergeRecipe, tensor_names: Sequence[str]) -> None:
     """Refuse models that have not the layers which the recipe asks for.
 
@@ -58,7 +53,7 @@ def compute_coefficients(
     Args:
         recipe: What is asked for.
         tensor_names: Every tensor that is merged.
-        norms: Tensor name -> its norms; may be empty if `needs_norms` says so.
+        norms: Tensor name -> its norms; empty for sources that take none (`measure.wanted_products`).
         num_elements: Tensor name -> number of its elements, for sources that divide by it.
 
     Raises:

@@ -58,17 +58,18 @@ def is_own_file(path: Path) -> bool:
 
 
 @contextmanager
-def headers_only() -> Generator[None]:
+def headers_only() -> Generator[Path]:
     """Within, a hub id is resolved to a folder whose weights are all zero under their own headers.
 
     For planning, which reads nothing else: configs and tokenizers are fetched, weights are files
     of the right size without content. Weights that are in the hub's cache are taken from there;
-    pickled ones have no header to read alone, and are fetched. The folders vanish at the end.
+    pickled ones have no header to read alone, and are fetched. The folders lie in the one that is
+    given, and vanish with it at the end.
     """
     with TemporaryDirectory(prefix="nan-merge-headers-") as folder:
         token = _header_folder.set(Path(folder))
         try:
-            yield
+            yield Path(folder)
         finally:
             _header_folder.reset(token)
 

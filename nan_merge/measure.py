@@ -41,7 +41,8 @@ def measure(plans: Sequence[MergePlan], run_tasks: RunTasks, workers: int = 1) -
         CheckpointError: If a tensor holds NaN or infinity.
     """
     groups = merged_groups(plans[0])
-    norms = _norms(plans, groups, run_tasks, workers)
+    wanted = all_wanted_products([plan.recipe for plan in plans])
+    norms = _norms(wanted, groups, run_tasks, workers)
     whole = _whole_model_thresholds(plans, groups, run_tasks, workers)
     by_tensor = _tensor_thresholds(plans, groups, run_tasks, workers)
     rescales = _kept_sums(plans, groups, run_tasks, workers)
@@ -114,10 +115,15 @@ def model_norms(plan: MergePlan, run_tasks: RunTasks) -> dict[str, dict[str, flo
     }
 
 
+def norms_for(plan: MergePlan, run_tasks: RunTasks, workers: int = 1) -> dict[str, TensorNorms]:
+    """What the coefficients of one recipe are made from; empty if they take no norms."""
+    wanted = wanted_products(plan.recipe.coefficients)
+    return _norms(wanted, merged_groups(plan), run_tasks, workers)
+
+
 def _norms(
-    plans: Sequence[MergePlan], groups: Groups, run_tasks: RunTasks, workers: int
+    wanted: WantedProducts, groups: Groups, run_tasks: RunTasks, workers: int
 ) -> dict[str, TensorNorms]:
-    wanted = all_wanted_products([plan.recipe for plan in plans])
     found: dict[str, TensorNorms] = {}
     if wanted != NO_PRODUCTS:
         for record in _over_groups("norms", measure_norms, groups, (wanted, workers), run_tasks):

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from nan_merge.cost import memory_ceiling
 from nan_merge.estimate import PassEstimate, estimate, measure_speeds
+from nan_merge.hub import headers_only
 from nan_merge.manifest import MANIFEST_NAME
 from nan_merge.measured import method_of
 from nan_merge.plan import MergePlan
@@ -26,14 +27,28 @@ GIGA, MEBI = 1e9, 1 << 20
 
 def plan_command(recipe: MergeRecipe, output: Path | None, console: Console) -> None:
     """Check a recipe, list every problem or say what the merge would do and cost."""
-    plan = preflight(recipe, output)
-    workers = num_workers()
-    passes = estimate(plan, measure_speeds(plan, output), workers)
-    console.print(groups_table(plan))
-    console.print(files_table(plan))
-    console.print(passes_table(passes))
-    for line in summary(plan, output, passes, workers):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    with headers_only() as headers:
+        plan = preflight(recipe, output)
+        workers = num_workers()
+        passes = estimate(plan, measure_speeds(plan, output), workers)
+        console.print(groups_table(plan))
+        console.print(files_table(plan))
+        console.print(passes_table(passes))
+        for line in [*summary(plan, output, passes, workers), *unfetched(plan, headers)]:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def unfetched(plan: MergePlan, headers: Path) -> list[str]:
+    """What must be downloaded first: files that are headers alone, in this folder."""
+    checkpoints = (plan.base, *plan.models) if plan.base else plan.models
+    files = {file for each in checkpoints for file in each.files if headers in file.parents}
+    num_bytes = sum(file.stat().st_size for file in files)
+    if not files:
+        return []
+    return [
+        f"{len(files)} files ({num_bytes / GIGA:,.3f} GB) are still on the hub: a merge downloads "
+        "them first, and the time for that is not in the estimate."
+    ]
 
 
 def groups_table(plan: MergePlan) -> Table:

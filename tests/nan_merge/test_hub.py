@@ -17,7 +17,7 @@ from nan_merge.errors import CheckpointError, IncompatibleError
 from nan_merge.merge import merge_checkpoint
 from nan_merge.plan import plan_merge
 from nan_merge.recipe import MergeRecipe
-from pipelines.merge import plan_command
+from pipelines.plan import plan_command
 from tests.fake_hub import FakeHub, serve
 
 NUM_ELEMENTS = 200_000  # of one tensor: far more than the client asks for to read a header
@@ -93,8 +93,8 @@ def test_a_plan_reads_headers_and_no_weights(models: FakeHub):
 
 def test_the_plan_command_takes_headers_alone(models: FakeHub):
     written = io.StringIO()
-    plan_command(recipe("org/math"), Console(file=written, width=200))
-    assert "Everything fits." in written.getvalue()
+    plan_command(recipe("org/math"), None, Console(file=written, width=200))
+    assert "2 files (0.002 GB) are still on the hub" in written.getvalue()
     assert max(models.sent.values()) <= 100_001
 
 
