@@ -53,7 +53,7 @@ def compute_coefficients(
     Args:
         recipe: What is asked for.
         tensor_names: Every tensor that is merged.
-        norms: Tensor name -> its norms; empty for sources that take none (`measure.wanted_products`).
+        norms: Tensor name -> its norms; empty for sources that take none.
         num_elements: Tensor name -> number of its elements, for sources that divide by it.
 
     Raises:

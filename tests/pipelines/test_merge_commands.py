@@ -179,9 +179,9 @@ def test_inspect_says_that_it_has_no_base(work: Path):
 
 
 def test_the_same_models_draw_the_same_picture(work: Path):
-    for name in ("one.svg", "two.svg"):
+    for name in ("one.png", "two.png"):  # in an SVG, matplotlib's numbers of clip paths may differ
         ok("inspect", "maths", "code", "--base", "base", "--plot", name)
-    assert (work / "one.svg").read_bytes() == (work / "two.svg").read_bytes()
+    assert (work / "one.png").read_bytes() == (work / "two.png").read_bytes()
 
 
 @pytest.mark.parametrize(
