@@ -258,7 +258,7 @@ def test_a_run_folder_has_one_writer(tmp_path: Path):
     ):
         pass
     with sole_writer(tmp_path / "run"):
-        descriptor = os.open(tmp_path / "run", os.O_RDONLY)
+        descriptor = os.open(tmp_path / "run" / ".owner", os.O_RDWR)
         with pytest.raises(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(descriptor)
