@@ -141,8 +141,9 @@ class Flight:
         if not isinstance(error, StorageError):
             self._tell("task failed", attempt, error=str(error))
             raise error
-        count, self._storage_errors[place] = self._storage_errors[place], 1 + (
-            self._storage_errors[place]
+        count, self._storage_errors[place] = (
+            self._storage_errors[place],
+            1 + (self._storage_errors[place]),
         )
         if count >= len(waits):
             self._tell("task failed", attempt, error=str(error.original))
@@ -177,7 +178,8 @@ class Flight:
     def _paths(self, task: Task, place: int, number: int) -> ReportPaths | None:
         if (folders := self._watch.folders) is None:
             return None
-        name = f"{re.sub(r'[^\w.]+', '-', task.label)[:80]}-{place:05d}-{number}"
+        safe = re.sub(r"[^\w.]+", "-", task.label)[:80]
+        name = f"{safe}-{place:05d}-{number}"
         log = str(folders.logs / f"{name}.log") if folders.logs else None
         return ReportPaths(str(folders.progress / name), log)
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+from cluster.farewell import ending_with_this_process, ray_agents
+from cluster.task_options import MAX_RETRIES, TaskOptions
 from nan_merge.errors import MissingExtraError, NanMergeError
 
 PROBE_SECONDS = 5.0
+LOOPBACK = "127.0.0.1"
 _TOKEN_HINT = (
     "If that cluster asks for an authentication token, give its own to this machine, in "
     "RAY_AUTH_TOKEN or the file that RAY_AUTH_TOKEN_PATH names (`ray get-auth-token` prints it "
@@ -23,15 +27,18 @@ _limit: int | None = None
 
 
 @contextmanager
-def ray_session(address: str = "local", num_cpus: int | None = None) -> Generator[int]:
+def ray_session(
+    address: str = "local", num_cpus: int | None = None, *, dashboard: bool = False
+) -> Generator[int]:
     """Yield how many workers may run at once; stop Ray at the end if it was started here.
 
-    A local Ray listens on the loopback address alone, keeps its token authentication, and starts
-    no dashboard.
+    A local Ray listens on the loopback address alone, keeps its token authentication, starts no
+    dashboard unless asked, and ends with this process, however that ends.
 
     Args:
         address: "local", or "auto" or another address that `ray.init` takes.
         num_cpus: Most workers at once; one per CPU of the machine or cluster if None.
+        dashboard: Start Ray's dashboard with a local Ray.
 
     Raises:
         MissingExtraError: If Ray is not installed.
@@ -42,15 +49,17 @@ def ray_session(address: str = "local", num_cpus: int | None = None) -> Generato
     ray = _import_ray(local)
     if not local:
         _probe(address)
-    _connect(ray, address, num_cpus)
-    try:
-        # A local Ray has no more CPUs than these; a cluster has as many as it has.
-        _limit = None if local else num_cpus
-        available = int(ray.cluster_resources().get("CPU", 1))
-        yield min(available, num_cpus or available)
-    finally:
-        _limit = None
-        ray.shutdown()
+    _connect(ray, address, num_cpus, dashboard)
+    with ExitStack() as stack:
+        stack.enter_context(ending_with_this_process(ray_agents() if local else ()))
+        stack.callback(ray.shutdown)
+        try:
+            # A local Ray has no more CPUs than these; a cluster has as many as it has.
+            _limit = None if local else num_cpus
+            available = int(ray.cluster_resources().get("CPU", 1))
+            yield min(available, num_cpus or available)
+        finally:
+            _limit = None
 
 
 def worker_limit() -> int | None:
@@ -58,10 +67,52 @@ def worker_limit() -> int | None:
     return _limit
 
 
+def has_gpus() -> bool:
+    """Whether any node of the open session has a GPU."""
+    import ray
+
+    return bool(ray.cluster_resources().get("GPU", 0))
+
+
+def wait_for_place(options: TaskOptions, stage: str, seconds: float) -> None:
+    """Return once some node could run a task of a stage, busy or not.
+
+    Args:
+        options: What such a task needs.
+        stage: Section of the run file, for the message.
+        seconds: How long a cluster that grows is waited for.
+
+    Raises:
+        NanMergeError: If no node has so much. Ray itself would wait for one without end.
+    """
+    import ray
+
+    wanted, deadline = options.demand(), time.monotonic() + seconds
+    while True:
+        nodes: list[dict[str, float]] = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+        if any(all(node.get(k, 0) >= v for k, v in wanted.items()) for node in nodes):
+            return
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(1.0)
+    have = [{key: node.get(key, 0) for key in wanted} for node in nodes]
+    raise NanMergeError(
+        f"No node of the cluster can run a task of `cluster.{stage}`: it needs {_list(wanted)}, "
+        f"and the nodes have {'; '.join(sorted({_list(h) for h in have}))}. Lower what the task "
+        "needs, or use larger nodes (a local Ray has as many CPUs as `cluster.num_workers`)."
+    )
+
+
+def _list(resources: dict[str, float]) -> str:
+    return ", ".join(f"{value:g} {name}" for name, value in resources.items())
+
+
 def _import_ray(local: bool) -> Any:
     # Ray says by default how it is used to its makers, and speaks over the driver's progress bars.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # By default Ray starts a task without end whose worker it stopped for want of memory.
+    os.environ.setdefault("RAY_task_oom_retries", str(MAX_RETRIES))
     if local:
         # Ray's own switch for "this machine only": every port is then bound to the loopback. It
         # is read when Ray is first imported.
@@ -75,13 +126,14 @@ def _import_ray(local: bool) -> Any:
     return ray
 
 
-def _connect(ray: Any, address: str, num_cpus: int | None) -> None:
+def _connect(ray: Any, address: str, num_cpus: int | None, dashboard: bool) -> None:
     local = address == "local"
     try:
         ray.init(
             address=address,
             num_cpus=num_cpus if local else None,
-            include_dashboard=False if local else None,
+            include_dashboard=dashboard if local else None,
+            dashboard_host=LOOPBACK,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )

@@ -19,8 +19,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import ray
-
 from nan_merge.tasks import progress_to
 
 MIN_BYTES, MIN_SECONDS = 1 << 24, 1.0  # of progress between two lines
@@ -80,6 +78,8 @@ def reporting(paths: ReportPaths | None) -> Generator[None]:
     if paths is None:
         yield
         return
+    import ray  # here, because `nan-merge status` reads reports without it
+
     start = {
         "node": ray.get_runtime_context().get_node_id(),
         "host": socket.gethostname(),
@@ -139,8 +139,8 @@ def _printing_to(path: str | None) -> Generator[None]:
     finally:
         _restore(kept)
         with suppress(OSError):
-            if os.stat(path).st_size == 0:
-                os.unlink(path)
+            if Path(path).stat().st_size == 0:
+                Path(path).unlink()
 
 
 def _redirect(descriptor: int) -> list[int]:

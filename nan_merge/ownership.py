@@ -91,7 +91,6 @@ class Holding:
         owner = read_owner(self.path)
         if owner is None or owner.token == self.owner.token:
             self.path.unlink(missing_ok=True)
-        os.close(self.descriptor)
 
     def check(self) -> None:
         """Refuse to go on if another machine took over, as it may if this one slept.
@@ -128,7 +127,6 @@ def holding(path: Path) -> Generator[Holding]:
         OSError: If it cannot be written.
     """
     descriptor = _open_locked(path)
-    held = None
     try:
         _refuse_other_machine(path)
         owner = Owner(
@@ -136,12 +134,12 @@ def holding(path: Path) -> Generator[Holding]:
         )
         held = Holding(path, descriptor, owner)
         held.begin()
-        yield held
-    finally:
-        if held is not None:
+        try:
+            yield held
+        finally:
             held.end()
-        else:
-            os.close(descriptor)
+    finally:
+        os.close(descriptor)  # and so unlock
 
 
 def _open_locked(path: Path) -> int:
@@ -194,7 +192,7 @@ def age_seconds(path: Path) -> float:
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".clock-") as probe:
             os.utime(probe.name)
-            return max(0.0, os.stat(probe.name).st_mtime - path.stat().st_mtime)
+            return max(0.0, Path(probe.name).stat().st_mtime - path.stat().st_mtime)
     except OSError:  # a folder that only may be read: the clocks had better agree
         with suppress(OSError):
             return max(0.0, time.time() - path.stat().st_mtime)

@@ -205,6 +205,22 @@ def show(
             console.print(drawn)
 
 
+@app.command(
+    epilog="Examples:\n\nnan-merge status runs/quickstart\n\n"
+    "nan-merge status runs/quickstart --json"
+)
+def status(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="Folder of a run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Say what of a run is done, what is running, and what failed and why."""
+    with _explain_errors(debug):
+        from pipelines.status import status_command
+
+        status_command(run_folder, _console(), as_json)
+
+
 def _read_run(run_folder: Path) -> RunResults:
     from pipelines.results import read_results
 

@@ -240,7 +240,7 @@ def test_another_seed_does_not_write_over_a_run(first_run: tuple[Path, str]):
 def test_each_seed_keeps_its_own_run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     configs: list[RunConfig] = []
 
-    monkeypatch.setattr("pipelines.run._run_once", lambda config, _: configs.append(config))
+    monkeypatch.setattr("pipelines.run._run_once", lambda config, *_: configs.append(config))
     monkeypatch.setattr("pipelines.run.write_seeds_report", lambda *_: "report")
     monkeypatch.setattr("pipelines.run.seeds_table", lambda *_: "table")
     monkeypatch.setattr("pipelines.run.ablation_pairs", lambda *_: [])
