@@ -20,14 +20,14 @@ from typing import Any
 
 import ray
 
-from cluster.session import worker_limit
+from cluster.session import why_no_place, worker_limit
 from cluster.storage_errors import StorageError
 from cluster.task_options import TaskFolders, TaskOptions
 from cluster.task_report import ReportPaths, TaskReport
 from nan_merge.errors import NanMergeError
 from nan_merge.tasks import Task
 
-POLL_SECONDS = 1.0
+POLL_SECONDS, PLACE_POLL_SECONDS = 1.0, 10.0
 OnEvent = Callable[[str, dict[str, Any]], None]
 OnProgress = Callable[[int, int], None]
 
@@ -92,6 +92,7 @@ class Flight:
         self._stalls = [0] * len(tasks)
         self._done_bytes = 0
         self._looked = 0.0
+        self._has_place = time.monotonic()  # when that was last known
 
     @property
     def is_over(self) -> bool:
@@ -104,11 +105,12 @@ class Flight:
         if not self._flying:
             time.sleep(max(0.0, min(when for when, _ in self._later) - time.monotonic()))
             return []
-        patient = self._watch.folders is None and not self._later
-        timeout = None if patient and not self._options.stall_seconds else POLL_SECONDS
         # A stream is ready when its next item is; it must not be fetched.
         ready, _ = ray.wait(
-            list(self._flying), num_returns=1, timeout=timeout, fetch_local=not self._streams()
+            list(self._flying),
+            num_returns=1,
+            timeout=POLL_SECONDS,
+            fetch_local=not self._streams(),
         )
         self._look()
         return [self._flying[reference] for reference in ready if reference in self._flying]
@@ -195,7 +197,7 @@ class Flight:
     def _look(self) -> None:
         """Read the reports, at most once in a while; find what is stuck."""
         now = time.monotonic()
-        if now - self._looked < POLL_SECONDS:
+        if not self._flying or now - self._looked < POLL_SECONDS:
             return
         self._looked = now
         for attempt in self._begun():
@@ -206,6 +208,7 @@ class Flight:
         self._show()
         for attempt in list(self._flying.values()):
             self._cancel_if_stuck(attempt, now)
+        self._refuse_to_wait_for_nothing(now)
 
     def _begun(self) -> list[Attempt]:
         """Attempts that have a file: one listing of the folder instead of many looks into it."""
@@ -217,9 +220,11 @@ class Flight:
 
     def _cancel_if_stuck(self, attempt: Attempt, now: float) -> None:
         limit, place = self._options.stall_seconds, attempt.place
-        # A task that waits for a free worker is not stuck, unless it was sent again for that.
-        is_watched = attempt.is_heard or self._stalls[place]
-        if limit is None or not is_watched or now - attempt.last_sign < limit:
+        if limit is None or not (attempt.is_heard or self._stalls[place]):
+            return  # a task that waits for a free worker is not stuck
+        # Unless it was stuck before and its worker, still stuck, keeps the place.
+        patience = limit if attempt.is_heard else max(limit, self._options.place_seconds)
+        if now - attempt.last_sign < patience:
             return
         ray.cancel(attempt.reference, force=True)
         self._land(attempt)
@@ -235,6 +240,22 @@ class Flight:
             raise NanMergeError(error)
         self._tell("task again", attempt, reason=f"no sign of life for {limit:g} s", wait=0)
         self._queue.append(place)
+
+    def _refuse_to_wait_for_nothing(self, now: float) -> None:
+        """End if nothing is at work and no node could run a task, now and for long."""
+        signs = [attempt.last_sign for attempt in self._flying.values()]
+        self._has_place = max([self._has_place, *signs])
+        if now - self._has_place < min(PLACE_POLL_SECONDS, self._options.place_seconds):
+            return
+        if not (why := why_no_place(self._options)):
+            self._has_place = now
+        elif now - self._has_place >= self._options.place_seconds:
+            raise NanMergeError(
+                f"No node of the cluster could run `{self._tasks[0].label}` for "
+                f"{self._options.place_seconds:g} s: {why}. What is finished is kept. Lower what "
+                "a task needs (`cluster`), or add nodes (a local Ray has as many CPUs as "
+                "`cluster.num_workers`), and run the same command again."
+            )
 
     def _tell_starts(self, attempt: Attempt) -> None:
         for start in attempt.report.starts[attempt.starts_told :]:

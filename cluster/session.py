@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -74,33 +73,19 @@ def has_gpus() -> bool:
     return bool(ray.cluster_resources().get("GPU", 0))
 
 
-def wait_for_place(options: TaskOptions, stage: str, seconds: float) -> None:
-    """Return once some node could run a task of a stage, busy or not.
+def why_no_place(options: TaskOptions) -> str:
+    """Why no node of the open session could ever run such a task; empty if one could.
 
-    Args:
-        options: What such a task needs.
-        stage: Section of the run file, for the message.
-        seconds: How long a cluster that grows is waited for.
-
-    Raises:
-        NanMergeError: If no node has so much. Ray itself would wait for one without end.
+    Ray itself would wait for such a node without end.
     """
     import ray
 
-    wanted, deadline = options.demand(), time.monotonic() + seconds
-    while True:
-        nodes: list[dict[str, float]] = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-        if any(all(node.get(k, 0) >= v for k, v in wanted.items()) for node in nodes):
-            return
-        if time.monotonic() >= deadline:
-            break
-        time.sleep(1.0)
-    have = [{key: node.get(key, 0) for key in wanted} for node in nodes]
-    raise NanMergeError(
-        f"No node of the cluster can run a task of `cluster.{stage}`: it needs {_list(wanted)}, "
-        f"and the nodes have {'; '.join(sorted({_list(h) for h in have}))}. Lower what the task "
-        "needs, or use larger nodes (a local Ray has as many CPUs as `cluster.num_workers`)."
-    )
+    wanted = options.demand()
+    nodes: list[dict[str, float]] = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    if any(all(node.get(k, 0) >= v for k, v in wanted.items()) for node in nodes):
+        return ""
+    have = sorted({_list({key: node.get(key, 0) for key in wanted}) for node in nodes})
+    return f"one needs {_list(wanted)}, and the nodes have {'; '.join(have) or 'gone'}"
 
 
 def _list(resources: dict[str, float]) -> str:

@@ -25,6 +25,7 @@ class TaskOptions:
         stall_seconds: A task that does not report progress for so long is cancelled and sent
             once more; None for tasks that report none.
         storage_waits_seconds: See `STORAGE_WAITS_SECONDS`.
+        place_seconds: How long a cluster may be without any node that could run such a task.
     """
 
     num_cpus: float = 1
@@ -33,6 +34,7 @@ class TaskOptions:
     resources: Mapping[str, float] = field(default_factory=dict[str, float])
     stall_seconds: float | None = None
     storage_waits_seconds: tuple[float, ...] = STORAGE_WAITS_SECONDS
+    place_seconds: float = 600
 
     def for_ray(self) -> dict[str, Any]:
         """Arguments of ``options`` of a Ray task."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
 from nan_merge.schema import StrictModel
 
@@ -17,7 +17,7 @@ class StageResources(StrictModel):
 
     num_cpus: PositiveFloat = 1
     """CPU cores; a task of statistics or merging works in as many processes."""
-    num_gpus: float | Literal["auto"] = Field(default=0, ge=0)
+    num_gpus: NonNegativeFloat | Literal["auto"] = 0
     """GPUs, or a share of one; `auto` is 1 where the cluster has GPUs, else 0."""
     memory: PositiveInt | None = None
     """Bytes of memory; nothing is set aside if absent."""

@@ -151,20 +151,18 @@ class Workers:
         return wanted if wanted != "auto" else float(has_gpus())
 
     def _options(self, stage: StageName, reports: bool) -> TaskOptions:
-        from cluster.session import wait_for_place
         from cluster.task_options import TaskOptions
 
-        wanted = self._config.resources_of(stage)
-        options = TaskOptions(
+        wanted, config = self._config.resources_of(stage), self._config
+        return TaskOptions(
             num_cpus=wanted.num_cpus,
             num_gpus=self.num_gpus(stage),
             memory=wanted.memory,
             resources=wanted.resources,
-            stall_seconds=self._config.stall_seconds if reports else None,
+            stall_seconds=config.stall_seconds if reports else None,
+            # A local Ray gets no further nodes.
+            place_seconds=1.0 if config.address == "local" else config.stall_seconds,
         )
-        grows = self._config.address != "local"
-        wait_for_place(options, stage, self._config.stall_seconds if grows else 0)
-        return options
 
     def _watch(self, name: str, bar: StageProgress) -> Watch:
         from cluster.flight import Watch
