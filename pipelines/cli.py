@@ -216,7 +216,7 @@ def status(
 ) -> None:
     """Say what of a run is done, what is running, and what failed and why."""
     with _explain_errors(debug):
-        from pipelines.status import status_command
+        from pipelines.status_view import status_command
 
         status_command(run_folder, _console(), as_json)
 
