@@ -99,7 +99,10 @@ def merge_on_ray(
 
     def run(tasks: Sequence[Task]) -> list[Any]:
         set_up = [trapped(task, place, work, trap) for place, task in enumerate(tasks)]
-        return run_tasks(set_up, None, options, watch)
+        # Where no trap is set, a slow machine must not be taken for a stuck task.
+        is_meant = trap is None or any(task.label == trap.label for task in tasks)
+        mine = options if is_meant or options is None else replace(options, stall_seconds=None)
+        return run_tasks(set_up, None, mine, watch)
 
     merge_checkpoints(recipes, run)
     return events

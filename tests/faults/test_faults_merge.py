@@ -34,7 +34,7 @@ from tests.faults.merging import (
 )
 
 pytestmark = pytest.mark.ray
-STALL_SECONDS = 6.0
+STALL_SECONDS = 8.0
 QUICK = TaskOptions(storage_waits_seconds=(0.1, 0.2, 0.4), stall_seconds=STALL_SECONDS)
 # Of six files, the last: so some are finished when it goes wrong.
 IN_STATISTICS = Trap("norms", NUM_FILES - 1, "preadv", 1, "kill")
@@ -175,13 +175,13 @@ def test_a_task_that_falls_silent_is_done_again(cluster, models, undisturbed, tm
     trap = Trap("merge", NUM_FILES - 1, "pwrite", 1, "stall")
     events = merge_on_ray([(recipe, output)], tmp_path / "work", trap, QUICK)
     assert same_bytes(output, undisturbed)
-    assert again(events) == ["no sign of life for 6 s"]
+    assert again(events) == ["no sign of life for 8 s"]
 
 
 def test_a_task_that_falls_silent_twice_is_named(cluster, models, undisturbed, tmp_path):
     ((recipe, output),) = sweep(models, tmp_path)
     trap = Trap("merge", NUM_FILES - 1, "pwrite", 1, "stall", times=2)
-    message = r"`merge` \(task 6 of 6\) gave no sign of life for 6 s, twice, the last time on \S+,"
+    message = r"`merge` \(task 6 of 6\) gave no sign of life for 8 s, twice, the last time on \S+,"
     with pytest.raises(NanMergeError, match=message):
         merge_on_ray([(recipe, output)], tmp_path / "work", trap, QUICK)
     continues_with_what_is_left(recipe, output, undisturbed, tmp_path)

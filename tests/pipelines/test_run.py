@@ -19,6 +19,7 @@ from pipelines.preflight import check_run
 from pipelines.results import read_results
 from pipelines.run import RunModels, list_candidates, run_config
 from pipelines.run_folder import folder_names, refuse_other_run, sole_writer
+from pipelines.status import read_status
 from pipelines.tracking import how_to_look
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -76,6 +77,19 @@ def test_the_table_and_the_files_are_there(first_run: tuple[Path, str]):
     report = (folder / "run" / "report.html").read_text()
     assert "TIES + NAN" in report
     assert "<svg" in report
+
+
+def test_the_folder_tells_that_the_run_is_done(first_run: tuple[Path, str]):
+    folder, _ = first_run
+    status = read_status(folder / "run")
+    assert (status.state, status.error) == ("done", "")
+    assert {stage.state for stage in status.stages} == {"done"}
+    stages = {stage.name: (stage.done, stage.total) for stage in status.stages}
+    assert stages["Merging 4 checkpoints"] == (1, 1)
+    assert stages["Counting magnitudes"] == (1, 1)
+    assert {merge.state for merge in status.merges} == {"done"}
+    assert len(status.merges) == len(MERGES)
+    assert not list((folder / "run").glob(".*"))  # neither an owner nor reports of tasks
 
 
 def test_scores_are_the_share_of_right_predictions(first_run: tuple[Path, str]):
