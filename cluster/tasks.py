@@ -2,107 +2,128 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from cluster.session import worker_limit
+from cluster.flight import Flight, Watch
+from cluster.storage_errors import as_storage_error
+from cluster.task_options import MAX_RETRIES, TaskOptions
+from cluster.task_report import ReportPaths, reporting
 from nan_merge.errors import NanMergeError
 from nan_merge.tasks import Task
 
-MAX_RETRIES = 2  # of a task whose worker died; an error of the task itself is never retried
 Report = Callable[[int, Any], None]
 
 
-@ray.remote(num_cpus=1, max_retries=MAX_RETRIES)
-def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    return function(*arguments)
+@ray.remote
+def _call(
+    function: Callable[..., Any], arguments: tuple[Any, ...], paths: ReportPaths | None
+) -> tuple[Any, float]:
+    started = time.monotonic()
+    with _on_a_worker(paths):
+        result = function(*arguments)
+    return result, time.monotonic() - started
 
 
-@ray.remote(num_cpus=1, max_retries=MAX_RETRIES, num_returns="streaming")
-def _stream(function: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]) -> Iterator[Any]:
-    # Not `yield from`: Ray resumes with `send`, which plain iterators lack.
-    for item in function(*arguments):  # noqa: UP028
-        yield item
+@ray.remote(num_returns="streaming")
+def _stream(
+    function: Callable[..., Iterator[Any]], arguments: tuple[Any, ...], paths: ReportPaths | None
+) -> Iterator[Any]:
+    with _on_a_worker(paths):
+        # Not `yield from`: Ray resumes with `send`, which plain iterators lack.
+        for item in function(*arguments):  # noqa: UP028
+            yield item
 
 
-def run_tasks(tasks: Sequence[Task], on_done: Report | None = None) -> list[Any]:
+@contextmanager
+def _on_a_worker(paths: ReportPaths | None) -> Generator[None]:
+    if not ray.get_gpu_ids():
+        # A task that was given no GPU must not take one that belongs to others.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        with reporting(paths):
+            yield
+    except Exception as error:
+        if (found := as_storage_error(error)) is not None:
+            raise found from error
+        raise
+
+
+def run_tasks(
+    tasks: Sequence[Task],
+    on_done: Report | None = None,
+    options: TaskOptions | None = None,
+    watch: Watch | None = None,
+) -> list[Any]:
     """Run tasks on the session's workers.
 
     Args:
         tasks: What to run.
         on_done: Called with a task's place and result whenever one ends.
+        options: What a task needs, and how often it is tried.
+        watch: How to follow them.
 
     Returns:
         Their results, in the order of ``tasks``.
 
     Raises:
-        NanMergeError: The first error of a task, or a worker that died again and again. The
-            other tasks are cancelled.
+        NanMergeError: The first error of a task; or a worker that died, a storage that failed or
+            a task that was stuck again and again. The other tasks are cancelled.
     """
     results: list[Any] = [None] * len(tasks)
-    flight = _Flight(_call, tasks)
-    with cancelling(flight.waiting):
-        while flight.waiting:
-            done, flight.waiting[:] = ray.wait(flight.waiting)
-            for reference in done:
-                place = flight.places[reference]
-                results[place] = get(reference, tasks[place].label)
+    flight = Flight(_call, tasks, options or TaskOptions(), watch or Watch())
+    with cancelling(flight):
+        while not flight.is_over:
+            for attempt in flight.wait():
+                place = attempt.place
+                try:
+                    results[place], seconds = get(attempt.reference, tasks[place].label)
+                except Exception as error:
+                    flight.fail(attempt, error)
+                    continue
+                flight.finish(attempt, seconds)
                 if on_done is not None:
                     on_done(place, results[place])
-            flight.send()
     return results
 
 
-def run_streams(tasks: Sequence[Task], on_item: Report) -> None:
+def run_streams(
+    tasks: Sequence[Task],
+    on_item: Report,
+    options: TaskOptions | None = None,
+    watch: Watch | None = None,
+) -> None:
     """Run generator functions on the session's workers.
 
     Args:
         tasks: Tasks whose function is a generator function.
-        on_item: Called with a task's place and each thing that it yields, as it comes.
+        on_item: Called with a task's place and each thing that it yields, as it comes; a task
+            that is sent again yields from its beginning.
+        options: What a task needs, and how often it is tried.
+        watch: How to follow them; every thing that is yielded is a sign of life, too.
 
     Raises:
         NanMergeError: As in `run_tasks`.
     """
-    flight = _Flight(_stream, tasks)
-    with cancelling(flight.waiting):
-        while flight.waiting:
-            ready: list[Any] = ray.wait(flight.waiting, num_returns=1, fetch_local=False)[0]
-            for stream in ready:
+    flight = Flight(_stream, tasks, options or TaskOptions(), watch or Watch())
+    with cancelling(flight):
+        while not flight.is_over:
+            for attempt in flight.wait():
                 try:
-                    reference: Any = next(stream)
+                    item = get(next(attempt.reference), tasks[attempt.place].label)
                 except StopIteration:
-                    flight.waiting.remove(stream)
-                    flight.send()
-                    continue
-                place = flight.places[stream]
-                on_item(place, get(reference, tasks[place].label))
-
-
-class _Flight:
-    """Tasks under way: the costliest first, never more at once than the session allows."""
-
-    def __init__(self, remote: Any, tasks: Sequence[Task]) -> None:
-        self._remote, self._queue = remote, largest_first(tasks)[::-1]
-        self._limit = worker_limit() or len(tasks)
-        self.waiting: list[Any] = []
-        self.places: dict[Any, int] = {}
-        self.send()
-
-    def send(self) -> None:
-        """Send tasks while there is room."""
-        while self._queue and len(self.waiting) < self._limit:
-            place, task = self._queue.pop()
-            reference = self._remote.remote(task.function, task.arguments)
-            self.places[reference] = place
-            self.waiting.append(reference)
-
-
-def largest_first(tasks: Sequence[Task]) -> list[tuple[int, Task]]:
-    """Tasks with their places, the costliest first, so that the last to end is a small one."""
-    return sorted(enumerate(tasks), key=lambda item: -item[1].cost)
+                    flight.finish(attempt)
+                except Exception as error:
+                    flight.fail(attempt, error)
+                else:
+                    flight.heard_of(attempt)
+                    on_item(attempt.place, item)
 
 
 def get(reference: Any, label: str, retries: int = MAX_RETRIES) -> Any:
@@ -132,16 +153,11 @@ def get(reference: Any, label: str, retries: int = MAX_RETRIES) -> Any:
         ) from error
 
 
-class cancelling:
-    """Cancel what is still waiting when the block ends early, so that no worker goes on."""
-
-    def __init__(self, waiting: list[Any]) -> None:
-        self._waiting = waiting
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            for reference in self._waiting:
-                ray.cancel(reference, force=True)
+@contextmanager
+def cancelling(flight: Flight) -> Generator[None]:
+    """Cancel what is still under way when the block ends early, so that no worker goes on."""
+    try:
+        yield
+    except BaseException:
+        flight.cancel()
+        raise

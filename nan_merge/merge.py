@@ -88,6 +88,7 @@ def merge_checkpoints(
     run_tasks: RunTasks = run_serially,
     *,
     workers: int = 1,
+    statistics_workers: int | None = None,
     replace: bool = False,
 ) -> list[MergeOutcome]:
     """Merge recipes into checkpoint folders, which appear whole or not at all.
@@ -100,6 +101,7 @@ def merge_checkpoints(
         recipes: Recipes and their output folders.
         run_tasks: Where the tasks run; by default here, one after the other.
         workers: Processes of each task. The result does not depend on it.
+        statistics_workers: The same for tasks of statistics; as many if None.
         replace: Let a merge take the place of another merge's folder, for folders that belong
             to the caller. A folder that is no merge is never replaced.
 
@@ -115,7 +117,8 @@ def merge_checkpoints(
     check_disk([(job.plan, job.output) for job in todo])
     made: dict[Path, str] = {}
     for _, group in groupby(sorted(todo, key=_group), key=_group):
-        made |= _merge_group(list(group), run_tasks, workers, replace)
+        num_processes = (statistics_workers or workers, workers)
+        made |= _merge_group(list(group), run_tasks, num_processes, replace)
     return [
         MergeOutcome(job.output, (done | made)[job.output], reused=job.output in done)
         for job in jobs
@@ -137,15 +140,15 @@ def _key_if_done(job: _Job, workers: int) -> str | None:
 
 
 def _merge_group(
-    jobs: Sequence[_Job], run_tasks: RunTasks, workers: int, replace: bool
+    jobs: Sequence[_Job], run_tasks: RunTasks, num_processes: tuple[int, int], replace: bool
 ) -> dict[Path, str]:
     """Merge recipes over the same inputs: all statistics first, then all files of all results."""
     keys: dict[Path, str] = {}
     with ExitStack() as stack:
         folders = [_enter_staging(stack, job, replace) for job in jobs]
         recorded = journaled(run_tasks, folders[0] / JOURNAL)
-        measured = measure([job.plan for job in jobs], recorded, workers)
-        records = run_tasks(_shard_tasks(jobs, measured, folders, workers))
+        measured = measure([job.plan for job in jobs], recorded, num_processes[0])
+        records = run_tasks(_shard_tasks(jobs, measured, folders, num_processes[1]))
         fingerprints = _fingerprints(jobs[0], [found[0] for found in records])
         for place, (job, item, folder) in enumerate(zip(jobs, measured, folders, strict=True)):
             keys[job.output] = merge_key(job.plan, fingerprints)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import shutil
 import sys
@@ -18,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from nan_merge.errors import OutputError
+from nan_merge.ownership import Holding, OwnedElsewhere, holding
 
 _UNWRITABLE = (
     errno.EACCES,
@@ -54,13 +54,15 @@ def publish_folder(
     refuse_taken(final, replace)
     staging = staging_path(final)
     with explain_write_errors(final):
-        staging.mkdir(parents=True, exist_ok=True)
-        with _sole_owner(staging, final):
+        staging.parent.mkdir(parents=True, exist_ok=True)
+        with _sole_owner(staging, final) as owner:
+            staging.mkdir(exist_ok=True)
             if not keep_partial:
                 clear_folder(staging)
             try:
                 yield staging
                 sync_tree(staging)
+                owner.check()
                 if replace and final.exists():
                     _swap(staging, final)
                 else:
@@ -94,19 +96,18 @@ def _swap(staging: Path, final: Path) -> None:
 
 
 @contextmanager
-def _sole_owner(staging: Path, final: Path) -> Generator[None]:
-    """Hold a lock on the staging folder that dies with this process, however it dies."""
-    descriptor = os.open(staging, os.O_RDONLY)
+def _sole_owner(staging: Path, final: Path) -> Generator[Holding]:
+    """Keep others from the staging folder, here and on other machines."""
+    # Beside the folder and not in it, which is cleared and renamed.
+    owner = staging.with_suffix(".owner")
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
+        with holding(owner) as held:
+            yield held
+    except OwnedElsewhere as error:
         raise OutputError(
-            f"Another process is writing {final} at this moment. Wait for it, or choose another "
-            "folder."
+            f"Another process is writing {final} at this moment ({error}). Wait for it, or choose "
+            "another folder."
         ) from error
-    finally:
-        os.close(descriptor)
 
 
 def clear_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from nan_merge.blocks import Chunk
 from nan_merge.safetensors_file import TensorInfo
+from nan_merge.tasks import report_progress
 from nan_merge.workers import current_reader, run_on_threads, scratch_array
 
 # What is read at once: few enough that it is still in the cache when it is hashed and merged,
@@ -41,7 +42,9 @@ class RawRun:
 def raw_runs(chunk: Chunk) -> Iterator[RawRun]:
     """Read a chunk run by run; each is valid until the next one."""
     for start in range(chunk.start, chunk.start + chunk.count, RAW_RUN_ELEMENTS):
-        yield _read(chunk, start, min(RAW_RUN_ELEMENTS, chunk.start + chunk.count - start))
+        run = _read(chunk, start, min(RAW_RUN_ELEMENTS, chunk.start + chunk.count - start))
+        yield run
+        report_progress(sum(map(len, run.stored)))
 
 
 def _read(chunk: Chunk, start: int, count: int) -> RawRun:

@@ -27,6 +27,7 @@ from nan_merge.publish import explain_write_errors, start_writeback, write_text_
 from nan_merge.raw_runs import raw_runs, run_raw
 from nan_merge.recipe import MergeRecipe
 from nan_merge.safetensors_file import make_header
+from nan_merge.tasks import report_progress
 from nan_merge.torch_merge import load_run, merge_run_by_torch
 from nan_merge.workers import run_chunks, run_on_threads
 
@@ -242,6 +243,7 @@ def _merge_by_torch(
                 raise _not_finite(tensor, stored, dtype)
             content.update(merged)
             output.write(tensor, run.start, merged)
+        report_progress(sum(map(len, stored)))
     return hashes.digests()
 
 
@@ -261,6 +263,7 @@ def _copy(chunk: Chunk, outputs: Sequence[_Output]) -> tuple[list[Digests], list
         for output, content in zip(outputs, hashes.outputs, strict=True):
             content.update(stored[0])
             output.write(tensor, run.start, stored[0])
+        report_progress(sum(map(len, stored)))
     return hashes.digests()
 
 

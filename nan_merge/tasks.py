@@ -6,7 +6,8 @@ the same order; what they compute does not depend on where or in which order the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,33 @@ class Task:
 
 RunTasks = Callable[[Sequence[Task]], list[Any]]
 
+_report: Callable[[int], None] | None = None
+
 
 def run_serially(tasks: Sequence[Task]) -> list[Any]:
     """Run every task here, in order, and return their results."""
     return [task.function(*task.arguments) for task in tasks]
+
+
+def report_progress(num_bytes: int) -> None:
+    """Say from inside a task that further input bytes are done; costs nothing if nobody asks.
+
+    It is also the task's sign of life: a task that has not called it for long is taken for stuck,
+    so it is called where work was done and from nowhere else.
+    """
+    if _report is not None:
+        _report(num_bytes)
+
+
+@contextmanager
+def progress_to(report: Callable[[int], None]) -> Generator[None]:
+    """Hand what `report_progress` is told in this block to ``report``.
+
+    Processes that are forked inside the block report to it, too.
+    """
+    global _report
+    before, _report = _report, report
+    try:
+        yield
+    finally:
+        _report = before

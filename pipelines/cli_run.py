@@ -1,4 +1,4 @@
-"""Commands about runs: run, show, schema."""
+"""Commands about runs: run, status, show, schema."""
 
 from __future__ import annotations
 
@@ -78,6 +78,22 @@ def show(
                 else table.results_table(runs[0], console.width)
             )
             console.print(drawn)
+
+
+@app.command(
+    epilog="Examples:\n\nnan-merge status runs/quickstart\n\n"
+    "nan-merge status runs/quickstart --json"
+)
+def status(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="Folder of a run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Say what of a run is done, what is running, and what failed and why."""
+    with explain_errors(debug):
+        from pipelines.status_view import status_command
+
+        status_command(run_folder, open_console(), as_json)
 
 
 def _read_run(run_folder: Path) -> RunResults:

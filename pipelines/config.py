@@ -23,6 +23,7 @@ from nan_merge.recipe import (
     OutputDtype,
 )
 from nan_merge.schema import StrictModel
+from pipelines.cluster_config import Cluster
 from pipelines.masking import hide_passwords
 
 PRETRAINED, INDIVIDUAL = "Pretrained", "Individual"
@@ -115,15 +116,6 @@ class Track(StrictModel):
     """Tracking URI; SQLite in the run folder if absent."""
     experiment: str | None = None
     """MLflow experiment; the run's name if absent."""
-
-
-class Cluster(StrictModel):
-    """Where Ray runs."""
-
-    address: str = "local"
-    """`local` starts Ray here and stops it at the end; `auto` joins the cluster this stands on."""
-    num_workers: int | None = Field(default=None, ge=1)
-    """Most workers at once, here or in the cluster joined; one per core if absent."""
 
 
 class RunConfig(StrictModel):

@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from pipelines.collect import (
 )
 from pipelines.config import INDIVIDUAL, PRETRAINED, RunConfig
 from pipelines.evaluate import Candidate, evaluate_candidates, image_benchmarks
+from pipelines.events import EVENTS_NAME, EventLog
 from pipelines.experts import data_folder, prepare_sets, train_experts
 from pipelines.merge import uniformity_notes
 from pipelines.preflight import check_run
@@ -83,9 +84,11 @@ def run_config(config: RunConfig, *, seeds: int = 1, console: Console) -> list[R
         refuse_other_run(run.folder, run.name, run.seed)
     found: list[RunResults] = []
     for run in runs:
-        with sole_writer(run.folder):
+        with sole_writer(run.folder) as held:
             refuse_other_run(run.folder, run.name, run.seed)
-            found.append(_run_once(run, console))
+            events = EventLog(run.folder.resolve() / EVENTS_NAME)
+            with events.run(run.name, run.seed):
+                found.append(_run_once(run, RunProgress(console, events), held.check))
     if seeds > 1:
         together = Path(f"{config.folder}-{seeds}seeds")
         report = write_seeds_report(found, together)
@@ -96,11 +99,10 @@ def run_config(config: RunConfig, *, seeds: int = 1, console: Console) -> list[R
     return found
 
 
-def _run_once(config: RunConfig, console: Console) -> RunResults:
-    progress = RunProgress(console)
+def _run_once(config: RunConfig, progress: RunProgress, check: Callable[[], None]) -> RunResults:
     started = time.monotonic()
     folder = config.folder
-    with Workers(config.cluster, progress) as workers:
+    with Workers(config.cluster, progress, folder, check) as workers:
         models = prepare_models(config, workers)
         merges = merge_all(config, models, workers)
         norms = norms_of(folder, models, workers)
@@ -158,12 +160,21 @@ def merge_all(
     ]
 
     def run_tasks(tasks: Sequence[Task]) -> list[Any]:
-        stages = {"norms": "Measuring norms", "magnitudes": "Counting magnitudes"}
-        stages |= {"thresholds": "Finding thresholds", "signs": "Counting signs"}
-        stage = stages.get(tasks[0].label if tasks else "", f"Merging {len(outputs)} checkpoints")
-        return workers.run_tasks(stage, tasks)
+        label = tasks[0].label if tasks else ""
+        if label == "merge":
+            name = f"Merging {len(outputs)} checkpoints"
+            return workers.run_tasks(name, tasks, "merge", reports=True)
+        names = {"norms": "Measuring norms", "magnitudes": "Counting magnitudes"}
+        names |= {"thresholds": "Finding thresholds", "signs": "Counting signs"}
+        return workers.run_tasks(names.get(label, label), tasks, "statistics", reports=True)
 
-    merge_checkpoints([(recipe, path) for _, recipe, path in outputs], run_tasks, replace=True)
+    merge_checkpoints(
+        [(recipe, path) for _, recipe, path in outputs],
+        run_tasks,
+        workers=workers.processes("merge"),
+        statistics_workers=workers.processes("statistics"),
+        replace=True,
+    )
     return outputs
 
 
@@ -197,7 +208,9 @@ def norms_of(folder: Path, models: RunModels, workers: Workers) -> dict[str, dic
             return kept["norms"]
     except (OSError, ValueError, KeyError, TypeError):
         pass  # missing or damaged: a lost file costs only time
-    norms = model_norms(plan, lambda tasks: workers.run_tasks("Norms", tasks))
+    norms = model_norms(
+        plan, lambda tasks: workers.run_tasks("Norms", tasks, "statistics", reports=True)
+    )
     write_text_atomically(path, json.dumps({"key": key, "norms": norms}, indent=1))
     return norms
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from nan_merge.errors import ConfigError, OutputError
 from nan_merge.fingerprint import digest_text
+from nan_merge.ownership import STALE_SECONDS, Holding, OwnedElsewhere, holding
 from nan_merge.publish import explain_write_errors
 
 MAX_NAME_BYTES = 120
+OWNER_NAME = ".owner"
 
 
 @contextmanager
-def sole_writer(folder: Path) -> Generator[None]:
+def sole_writer(folder: Path) -> Generator[Holding]:
     """Make the folder and keep other runs out of it until the block, or this process, ends.
 
     Raises:
@@ -31,18 +31,17 @@ def sole_writer(folder: Path) -> Generator[None]:
         )
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            with explain_write_errors(folder):
+                held = stack.enter_context(holding(folder / OWNER_NAME))
+        except OwnedElsewhere as error:
             raise OutputError(
-                f"Another run is writing to {folder} at this moment. Wait for it, or give this one "
-                "another folder with `run_folder=...`."
+                f"Another run is writing to {folder} at this moment ({error}). Wait for it, or "
+                "give this one another folder with `run_folder=...`. A run on a machine that "
+                f"is gone leaves the folder free {STALE_SECONDS:.0f} s after its last sign of life."
             ) from error
-        yield
-    finally:
-        os.close(descriptor)
+        yield held
 
 
 def refuse_other_run(folder: Path, name: str, seed: int) -> None:

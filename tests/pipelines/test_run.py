@@ -19,6 +19,7 @@ from pipelines.preflight import check_run
 from pipelines.results import read_results
 from pipelines.run import RunModels, list_candidates, run_config
 from pipelines.run_folder import folder_names, refuse_other_run, sole_writer
+from pipelines.status import read_status
 from pipelines.tracking import how_to_look
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -76,6 +77,19 @@ def test_the_table_and_the_files_are_there(first_run: tuple[Path, str]):
     report = (folder / "run" / "report.html").read_text()
     assert "TIES + NAN" in report
     assert "<svg" in report
+
+
+def test_the_folder_tells_that_the_run_is_done(first_run: tuple[Path, str]):
+    folder, _ = first_run
+    status = read_status(folder / "run")
+    assert (status.state, status.error) == ("done", "")
+    assert {stage.state for stage in status.stages} == {"done"}
+    stages = {stage.name: (stage.done, stage.total) for stage in status.stages}
+    assert stages["Merging 4 checkpoints"] == (1, 1)
+    assert stages["Counting magnitudes"] == (1, 1)
+    assert {merge.state for merge in status.merges} == {"done"}
+    assert len(status.merges) == len(MERGES)
+    assert not list((folder / "run").glob(".*"))  # neither an owner nor reports of tasks
 
 
 def test_scores_are_the_share_of_right_predictions(first_run: tuple[Path, str]):
@@ -240,7 +254,7 @@ def test_another_seed_does_not_write_over_a_run(first_run: tuple[Path, str]):
 def test_each_seed_keeps_its_own_run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     configs: list[RunConfig] = []
 
-    monkeypatch.setattr("pipelines.run._run_once", lambda config, _: configs.append(config))
+    monkeypatch.setattr("pipelines.run._run_once", lambda config, *_: configs.append(config))
     monkeypatch.setattr("pipelines.run.write_seeds_report", lambda *_: "report")
     monkeypatch.setattr("pipelines.run.seeds_table", lambda *_: "table")
     monkeypatch.setattr("pipelines.run.ablation_pairs", lambda *_: [])
@@ -258,7 +272,7 @@ def test_a_run_folder_has_one_writer(tmp_path: Path):
     ):
         pass
     with sole_writer(tmp_path / "run"):
-        descriptor = os.open(tmp_path / "run", os.O_RDONLY)
+        descriptor = os.open(tmp_path / "run" / ".owner", os.O_RDWR)
         with pytest.raises(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(descriptor)
