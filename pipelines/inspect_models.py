@@ -120,8 +120,10 @@ def _pairs_table(found: Inspection) -> Table:
         cells = ["" for _ in range(one)]
         for other in range(one + 1, len(found.models)):
             cosine, opposed = found.whole.cosine(one, other), found.whole.opposed_share(one, other)
-            known = cosine is not None and opposed is not None
-            cells.append(f"{cosine:+.2f} {100 * opposed:.0f} %" if known else "-")
+            if cosine is None or opposed is None:
+                cells.append("-")
+            else:
+                cells.append(f"{cosine:+.2f} {100 * opposed:.0f} %")
         table.add_row(_name(name), *cells)
     return table
 

@@ -195,7 +195,8 @@ def _label_layers(axis: Axes, layers: Sequence[Part]) -> None:
     labels: dict[int, str] = {}
     for place, name in enumerate(map(_name, layers)):
         if not _is_layer(name):
-            labels[place] = _clipped(name.removesuffix(".weight").rpartition(".")[2], 16)
+            parts = name.removesuffix(".weight").split(".")
+            labels[place] = _clipped(".".join(parts[-2 if parts[-1] == "bias" else -1 :]), 16)
         elif int(name.rpartition(".")[2]) % step == 0:
             labels[place] = name.rpartition(".")[2] if len(stacks) == 1 else _clipped(name, 24)
     words = any(not label.isdecimal() for label in labels.values())
