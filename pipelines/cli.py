@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.text import Text
 
 from nan_merge.errors import DataError, NanMergeError
+from pipelines.cli_submit import add_submit
 from pipelines.extras import missing_extra
 from pipelines.masking import hide_passwords
 
@@ -308,6 +309,8 @@ def _print_message(prefix: str, message: str) -> None:
     text = Text.assemble((prefix, "bold red"), " " if prefix else "", message)
     console.print(text, soft_wrap=True)
 
+
+add_submit(app, _explain_errors, _console)
 
 if __name__ == "__main__":
     main()

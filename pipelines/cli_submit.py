@@ -1,0 +1,76 @@
+"""The command `nan-merge submit`, which `pipelines.cli` takes in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+ExplainErrors = Callable[[bool], AbstractContextManager[None]]
+
+
+def add_submit(
+    app: typer.Typer, explain_errors: ExplainErrors, make_console: Callable[[], Console]
+) -> None:
+    """Register the command.
+
+    Args:
+        app: The command line.
+        explain_errors: Context in which an error becomes a message and an exit code.
+        make_console: Standard output.
+    """
+
+    @app.command(
+        epilog="Examples:\n\n"
+        "nan-merge submit run.yaml --address http://head:8265 --storage /shared/me\n\n"
+        "nan-merge submit run.yaml --address http://127.0.0.1:8265 --storage /shared/me seed=1\n\n"
+        "nan-merge submit run.yaml --address https://ray.example.org --no-wait"
+    )
+    def submit(
+        config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Run file (YAML).")],
+        address: Annotated[
+            str,
+            typer.Option(
+                metavar="URL",
+                envvar="RAY_API_SERVER_ADDRESS",
+                help="Dashboard of the cluster, e.g. http://head:8265.",
+            ),
+        ],
+        overrides: Annotated[
+            list[str] | None,
+            typer.Argument(
+                metavar="KEY=VALUE", show_default=False, help="Changes to the file, as in `run`."
+            ),
+        ] = None,
+        storage: Annotated[
+            str | None,
+            typer.Option(
+                metavar="DIR",
+                help="Folder that every node reaches; relative paths are taken from there.",
+            ),
+        ] = None,
+        seeds: Annotated[
+            int, typer.Option(min=1, metavar="N", help="Repeat with N seeds and show the spread.")
+        ] = 1,
+        wait: Annotated[
+            bool, typer.Option("--wait/--no-wait", help="Follow the job's log until it ends.")
+        ] = True,
+        debug: Annotated[
+            bool, typer.Option("--debug", help="Show the traceback of an error.")
+        ] = False,
+    ) -> None:
+        """Send a run to a Ray cluster as a job and follow its log; Ctrl-C leaves it running."""
+        with explain_errors(debug):
+            from nan_merge.yaml_config import load_config
+            from pipelines.config import RunConfig
+            from pipelines.submit import submit_run
+
+            checked = load_config(config, RunConfig, overrides or ())
+            code = submit_run(
+                checked, address, make_console(), storage=storage, seeds=seeds, wait=wait
+            )
+            raise typer.Exit(code)
