@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from nan_merge.errors import CheckpointError
+from nan_merge.object_store import is_url, stage
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
 WEIGHTS_AND_CONFIG = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
@@ -17,6 +18,8 @@ def resolve_folder(path: str) -> Path:
     Raises:
         CheckpointError: If it is neither here nor on the hub, or the hub cannot be reached.
     """
+    if is_url(path):
+        return stage(path)
     local = Path(path).expanduser()
     try:
         if local.exists():

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save
 from nan_merge import object_store
 from nan_merge.checkpoint import open_checkpoint
 from nan_merge.errors import CheckpointError, MissingExtraError, OutputError
+from nan_merge.merge import merge_checkpoint
 from nan_merge.object_store import headers_only, is_url, open_url, publish_to, read_range, stage
+from nan_merge.recipe import MergeRecipe
 from nan_merge.safetensors_file import read_header
 
 WEIGHTS = save({"w": torch.arange(100_000, dtype=torch.float32)})
@@ -240,3 +242,12 @@ def test_a_folder_that_is_not_finished_is_not_published(tmp_path: Path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(OutputError, match=r"no merge_manifest\.json"):
         publish_to(tmp_path, "memory://anywhere")
+
+
+def test_a_recipe_may_name_its_models_by_url(cache: Path, bucket: str, tmp_path: Path):
+    fsspec.filesystem("memory").pipe(f"/{bucket}2/model.safetensors", WEIGHTS)
+    models = [f"memory://{bucket}", f"memory://{bucket}2"]
+    recipe = MergeRecipe.model_validate({"models": models, "method": "average"})
+    merge_checkpoint(recipe, tmp_path / "out")
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(merged["w"], torch.arange(100_000.0))
