@@ -110,6 +110,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--shard-bytes", type=int, default=1_000_000_000)
     arguments = parser.parse_args()
+    # Not the user's own; Ray's workers inherit it.
+    os.environ["NAN_MERGE_CACHE"] = str(arguments.folder / "work-hashes")
     cases = arguments.case or ["task arithmetic", "TIES + NAN, threshold over the model"]
     try:
         for case in cases:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.folder is None and arguments.command != "plot":
         parser.error("name a folder for the synthetic models")
+    if arguments.folder is not None:
+        # Not the user's own: what is remembered of these files is of no use to anyone.
+        os.environ["NAN_MERGE_CACHE"] = str(arguments.folder / "hashes")
     if arguments.command in ("all", "calibrate"):
         calibrate(arguments.folder)
     if arguments.command in ("all", "validate"):

@@ -205,8 +205,10 @@ def measure_samples(folder: Path) -> dict[str, Any]:
     }
     try:
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
     except ImportError:
         return found
+    logging.disable_progress_bar()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
