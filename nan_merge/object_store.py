@@ -15,10 +15,12 @@ import json
 import os
 import re
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import xxhash
@@ -29,6 +31,7 @@ from nan_merge.publish import explain_write_errors, sync_path, write_text_atomic
 URL = re.compile(r"^[a-z][a-z0-9+.-]*(::[a-z][a-z0-9+.-]*)*://.")
 CACHE_VARIABLE = "NAN_MERGE_STORE_CACHE"
 PIECE_BYTES = 64 << 20
+STREAMS = 8  # files at once: one stream of a store is far slower than the store
 ATTEMPTS = 3  # of one piece, for errors that may pass
 NEVER_RETRIED = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 MAX_HEADER_BYTES = 8 + 100_000_000
@@ -250,14 +253,23 @@ def _alone_in(folder: Path) -> Generator[None]:
 
 def _copy_all(files: Any, found: list[RemoteFile], folder: Path) -> None:
     """Copy what is not there yet, and remove what is there no more."""
-    record = _read_record(folder)
-    for file in found:
-        if record.get(file.name) == asdict(file) and _is_whole(folder / file.name, file):
-            continue
-        only_header = _headers_only.get() and file.name.endswith(".safetensors")
+    record, only_headers = _read_record(folder), _headers_only.get()
+    recording = Lock()
+
+    def copy(file: RemoteFile) -> None:
+        only_header = only_headers and file.name.endswith(".safetensors")
         (_copy_header if only_header else _copy)(files, file, folder)
-        record[file.name] = asdict(file)
-        write_text_atomically(folder / RECORD, json.dumps(record, indent=1))
+        with recording:
+            record[file.name] = asdict(file)
+            write_text_atomically(folder / RECORD, json.dumps(record, indent=1))
+
+    todo = [
+        file
+        for file in found
+        if record.get(file.name) != asdict(file) or not _is_whole(folder / file.name, file)
+    ]
+    with ThreadPoolExecutor(STREAMS) as pool:
+        list(pool.map(copy, todo))
     _forget_others(folder, record, {file.name for file in found})
 
 

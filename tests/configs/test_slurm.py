@@ -111,7 +111,7 @@ def test_the_image_runs_it_where_one_is_named(job: dict[str, str]):
     begin = ray.index("apptainer")
     folder = str(Path(job["CALLS"]).parent)
     assert ray[begin : ray.index("ray")] == [
-        *("apptainer", "exec", "--bind", "/shared", "--bind", folder, "--nv"),
+        *("apptainer", "exec", "--bind", folder, "--bind", folder, "--bind", "/shared", "--nv"),
         "/images/nan merge.sif",
     ]
 

@@ -54,6 +54,7 @@ fsspec.register_implementation("flaky", FlakyStore, clobber=True)
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(object_store, "PIECE_BYTES", 100_000)
+    monkeypatch.setattr(object_store, "STREAMS", 1)  # so that which read fails is known
     monkeypatch.setenv(object_store.CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -87,6 +88,19 @@ def test_a_checkpoint_is_copied_with_what_belongs_to_it(cache: Path, bucket: str
     assert folder.parent == cache
     assert names(folder) == ["config.json", "model.safetensors"]
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_many_files_are_copied_at_once(cache: Path, bucket: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(object_store, "STREAMS", 8)
+    memory = fsspec.filesystem("memory")
+    for number in range(20):
+        memory.pipe(f"/{bucket}/{number}.json", str(number).encode() * 1000)
+    folder = stage(f"flaky://{bucket}")
+    for number in range(20):
+        assert (folder / f"{number}.json").read_bytes() == str(number).encode() * 1000
+    before = FlakyStore.reads
+    stage(f"flaky://{bucket}")
+    assert FlakyStore.reads == before
 
 
 def test_one_file_is_copied_as_a_file(cache: Path, bucket: str):

@@ -325,6 +325,7 @@ def test_no_wait_returns_at_once_and_says_how_to_go_on(head: HeadNode):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_job_running(head: HeadNode, tmp_path: Path):
     client = JobClient(head.url)
     job = client.submit("echo begun; sleep 3; echo over", tmp_path, "sleeper")
