@@ -179,13 +179,13 @@ def _token_header() -> dict[str, str]:
     """The token of this machine, from where Ray looks for one, as Ray sends it.
 
     Ray's own client sends one only where RAY_AUTH_MODE says so, which a machine that starts no
-    Ray has no other reason to set.
+    Ray has no other reason to set. It leaves a header alone that is there, even an empty one.
     """
     token = os.environ.get("RAY_AUTH_TOKEN", "")
     file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or _TOKEN_FILE).expanduser()
     if not token and file.is_file():
         token = file.read_text(encoding="utf-8")
-    return {"Authorization": f"Bearer {token.strip()}"} if token.strip() else {}
+    return {"Authorization": f"Bearer {token.strip()}" if token.strip() else ""}
 
 
 @contextmanager

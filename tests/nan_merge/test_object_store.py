@@ -16,6 +16,7 @@ from nan_merge.checkpoint import open_checkpoint
 from nan_merge.errors import CheckpointError, MissingExtraError, OutputError
 from nan_merge.merge import merge_checkpoint
 from nan_merge.object_store import headers_only, is_url, open_url, publish_to, read_range, stage
+from nan_merge.plan import plan_merge
 from nan_merge.recipe import MergeRecipe
 from nan_merge.safetensors_file import read_header
 
@@ -191,6 +192,15 @@ def test_headers_alone_are_enough_for_a_plan(cache: Path, bucket: str):
     whole = stage(f"memory://{bucket}")
     assert whole != folder
     assert torch.equal(load_file(whole / "model.safetensors")["w"], torch.arange(100_000.0))
+
+
+def test_a_merge_is_planned_from_headers(cache: Path, bucket: str):
+    fsspec.filesystem("memory").pipe(f"/{bucket}2/model.safetensors", WEIGHTS)
+    models = [f"flaky://{bucket}", f"flaky://{bucket}2"]
+    with headers_only():
+        plan = plan_merge(MergeRecipe.model_validate({"models": models, "method": "average"}))
+    assert plan.input_bytes == 2 * 400_000
+    assert FlakyStore.reads == 2 * 2 + 1  # two of each header, and the config
 
 
 def test_ranges_are_read_alone(bucket: str):
