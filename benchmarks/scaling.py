@@ -61,11 +61,14 @@ def calibrate(folder: Path) -> None:
     from benchmarks.scaling_cluster import measure_dispatch
 
     profile: dict[str, Any] = {"machine": measure.machine()}
+    print("Writing synthetic models, then measuring storage ...", flush=True)
     measure.family(folder, "0.3b")
     storage = profile["storage"] = measure.measure_storage(folder)
+    print("Merging ...", flush=True)
     profile["methods"] = {
         name: measure.measure_method(folder, name, storage) for name in measure.METHODS
     }
+    print("Serving ...", flush=True)
     profile["samples"] = measure.measure_samples(folder)
     profile["dispatch_seconds"] = measure_dispatch()
     write({"profile": profile, "assumed": ASSUMED})
@@ -79,6 +82,7 @@ def validate(folder: Path) -> None:
     content = read()
     if "profile" not in content:
         raise SystemExit(f"{FILE} holds no measured costs: run `calibrate` first")
+    print("Merging and scoring on Ray ...", flush=True)
     content["validation"] = rows_of(folder, content["profile"])
     write(content)
     for row in content["validation"]:
