@@ -219,7 +219,7 @@ def _validation_table(content: dict[str, Any]) -> str:
 def _predictions_table(content: dict[str, Any], models: dict[str, Model]) -> str:
     shown = [1, 8, 64, 512]
     lines = [
-        "| model | storage | " + " | ".join(f"{n} workers" for n in shown) + " |",
+        "| model | storage | " + " | ".join(f"{n} worker{'s' * (n > 1)}" for n in shown) + " |",
         "|---|---|" + "---|" * len(shown),
     ]
     for name, model in models.items():
