@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nan_merge.errors import CheckpointError
+from nan_merge.object_store import is_url, stage
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
 BESIDE_WEIGHTS = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
@@ -32,6 +33,8 @@ def resolve_folder(path: str) -> Path:
     Raises:
         CheckpointError: If it is neither here nor on the hub, or the hub cannot be reached.
     """
+    if is_url(path):
+        return stage(path)
     local = Path(path).expanduser()
     try:
         if local.exists():

@@ -35,6 +35,10 @@ def run(
     seeds: Annotated[
         int, typer.Option(min=1, metavar="N", help="Repeat with N seeds and show the spread.")
     ] = 1,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="As cluster.address: local, auto or HOST:PORT."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Train or load the models, merge them, evaluate everything, print the table."""
@@ -42,7 +46,8 @@ def run(
         from nan_merge.yaml_config import load_config
         from pipelines.config import RunConfig
 
-        checked = load_config(config, RunConfig, overrides or ())
+        joined = [f"cluster.address={address}"] if address else []
+        checked = load_config(config, RunConfig, [*(overrides or ()), *joined])
         from pipelines.run import run_config
 
         run_config(checked, seeds=seeds, console=open_console())

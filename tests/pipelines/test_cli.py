@@ -71,6 +71,13 @@ def test_run_passes_the_checked_config_that_tells_itself(folder, calls):
     assert type(config).model_validate(content) == config
 
 
+def test_the_address_of_run_is_the_clusters(folder, calls):
+    result = invoke("run", "run.yaml", "cluster.num_workers=3", "--address", "auto")
+    assert result.exit_code == 0, result.output
+    cluster = calls.arguments[0].cluster
+    assert (cluster.address, cluster.num_workers) == ("auto", 3)
+
+
 def test_merge_passes_recipe_and_folder(folder, calls):
     result = invoke("merge", "recipe.yaml", "out", "method.density=0.5")
     assert result.exit_code == 0, result.output
