@@ -40,7 +40,7 @@ class Here:
         for job in jobs:
             model = job.load(*job.arguments)
             for item in job.items:
-                self.scored.append(f"{job.label}/{item.benchmark.name}")
+                self.scored.append(f"{job.label}/{item}")
                 on_result(job, item, job.work(model, item))
 
 
