@@ -78,7 +78,7 @@ class PredictionJournal:
         """What an earlier run kept. A line that was cut off, and all after it, is dropped."""
         try:
             content = self._journal.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         kept: dict[str, Prediction] = {}
         header, *lines = content.splitlines(keepends=True) or [b""]
