@@ -96,7 +96,7 @@ class _Pool:
         while self._num_left:
             for actor in list(self._actors):
                 self._give_work(actor)
-            self._fit_number()
+            self._fit_number_of_actors()
             self._wait()
             self._check_for_stalls()
 
@@ -119,17 +119,19 @@ class _Pool:
 
     def _give_model(self, actor: ModelActor) -> None:
         actor.leave()
-        queue = choose_queue(self._queues, count_promised=False)
-        if queue is None:
-            return  # it may be of use later: a model may turn out slow, or lose an actor
-        if not actor.can_serve(queue.job):
+        # A model for which another actor is on its way waits for that one, if this one will not do.
+        queues = [each for each in self._queues if actor.can_serve(each.job) or not each.promised]
+        queue = choose_queue(queues, count_promised=False)
+        if queue is not None and actor.can_serve(queue.job):
+            actor.load(queue)
+            self._tell("stolen" if actor.helps else "model loading", actor)
+        elif choose_queue(self._queues, count_promised=False) is not None:
+            # What it holds may be what an actor that will do is waiting for.
+            self._tell("actor stopped", actor, reason="what is left needs another one")
             self._drop(actor)
-            self._tell("actor stopped", actor, model=queue.job.label, reason="another is needed")
-            return  # `_fit_number` starts one that can
-        actor.load(queue)
-        self._tell("stolen" if actor.helps else "model loading", actor)
+        # Else it stays: a model may turn out slow, or lose an actor.
 
-    def _fit_number(self) -> None:
+    def _fit_number_of_actors(self) -> None:
         """Start actors that would have work; stop those that would come too late for any."""
         if choose_queue(self._queues, count_promised=False) is None:
             for actor in [actor for actor in self._actors if actor.is_starting]:

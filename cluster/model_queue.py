@@ -20,6 +20,8 @@ def one(item: Any) -> float:
 class ActorResources:
     """What an actor owns of its node for as long as it lives.
 
+    GPUs and placement groups are handed to Ray as they are asked for; neither was run on a GPU yet.
+
     Attributes:
         num_cpus: CPU cores.
         num_gpus: GPUs: the tensor-parallel size of a model that fits one node.

@@ -68,6 +68,11 @@ class ImageShard:
     def __str__(self) -> str:
         return f"{self.benchmark.name}, shard {self.number}"
 
+    @property
+    def num_samples(self) -> int:
+        """How many images it has."""
+        return len(self.places)
+
 
 def image_shards(benchmark: ImageBenchmark, num_images: int, batch_size: int) -> list[ImageShard]:
     """Cut a benchmark into shards of whole batches.

@@ -133,7 +133,7 @@ def _answer(work: Sequence[tuple[Candidate, list[_Missing]]], workers: Workers) 
                 arguments=(str(candidate.folder),),
                 work=classify_shard,
                 items=[shard for each in missing for shard in each.shards],
-                cost_of=lambda shard: len(shard.places),
+                cost_of=lambda shard: shard.num_samples,
             )
         )
 

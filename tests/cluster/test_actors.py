@@ -248,3 +248,41 @@ def test_a_model_that_cannot_be_loaded_says_why_and_is_tried_once():
 def test_an_error_of_the_work_comes_as_it_was_raised():
     with pytest.raises(CheckpointError, match=r"^m: sample 1 is broken\. Mend it\.$"):
         serve([job("m", [1], refuse)])
+
+
+def refuse_last(model: Model, item: tuple[Path, str]) -> str:
+    folder, name = item
+    if name == "first":
+        wait_for(folder / "good-begun")
+        return name
+    (folder / "refused").touch()
+    raise CheckpointError("the last sample is broken. Mend it.")
+
+
+def answer_while_busy(model: Model, folder: Path) -> str:
+    (folder / "good-begun").touch()
+    wait_for(folder / "busy")
+    (folder / "good-done").touch()
+    return "good"
+
+
+def test_what_other_actors_have_finished_when_an_error_comes_is_kept(tmp_path: Path):
+    # While the driver is busy with the first result, one model fails and the other one finishes.
+    failing = [(tmp_path, "first"), (tmp_path, "last")]
+    jobs = [
+        job("failing", failing, refuse_last, cost_of=lambda _: 9.0),
+        job("good", [tmp_path], answer_while_busy),
+    ]
+    kept: list[str] = []
+
+    def keep(_: ModelJob, __: Any, result: str) -> None:
+        kept.append(result)
+        if result == "first":
+            (tmp_path / "busy").touch()
+            wait_for(tmp_path / "refused")
+            wait_for(tmp_path / "good-done")
+            time.sleep(0.5)  # for both answers to arrive
+
+    with pytest.raises(CheckpointError, match="the last sample is broken"):
+        serve_models(jobs, 2, keep)
+    assert kept == ["first", "good"]

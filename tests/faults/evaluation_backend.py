@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # before Ray is imported: loopback only
+
 from cluster.actors import ModelJob, serve_models
 from cluster.session import ray_session
 from evaluators.prediction_journal import PredictionJournal
