@@ -1,4 +1,4 @@
-"""Score an image tower on labelled images: zero-shot heads, predictions, accuracy.
+"""Classify labelled images with an image tower: zero-shot heads, shards, predictions.
 
 The protocol is CLIP's (arXiv 2103.00020, section 3.1.4) as the merging papers use it: the heads
 come from the frozen text tower of the pretrained model and are shared by every model.
@@ -8,15 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 from safetensors.torch import load_file
 
 from evaluators.backends.clip import ImageTower, classify, zero_shot_head
 from evaluators.backends.clip_checkpoints import load_clip, load_image_tower, save_tensors
-from evaluators.image_sets import load_image_set
-from evaluators.predictions import Prediction, write_predictions
-from evaluators.scores import Score, score_accuracy
+from evaluators.image_sets import ImageSet, load_image_set
+from evaluators.predictions import Prediction
+from evaluators.shards import pack_shards
+
+# About so many images go to a worker at a time: enough to outweigh handing them out, few enough to
+# share a benchmark and to lose little.
+IMAGES_PER_SHARD = 250
 
 
 def own_cluster(sample_id: str) -> str:
@@ -44,20 +50,42 @@ class ImageBenchmark:
 
 
 @dataclass(frozen=True)
-class ImageScoring:
-    """One model's work on one benchmark.
+class ImageShard:
+    """Some of a benchmark's images; the unit of work of one model.
 
     Attributes:
-        benchmark: What to score on.
-        predictions_path: Where the predictions go.
-        key: What the predictions are known by.
+        benchmark: Whose images.
+        number: Which of the benchmark's shards.
+        places: Of the images in the image set.
         batch_size: Images that go through the tower at once.
     """
 
     benchmark: ImageBenchmark
-    predictions_path: str
-    key: str
+    number: int
+    places: tuple[int, ...]
     batch_size: int
+
+    def __str__(self) -> str:
+        return f"{self.benchmark.name}, shard {self.number}"
+
+    @property
+    def num_samples(self) -> int:
+        """How many images it has."""
+        return len(self.places)
+
+
+def image_shards(benchmark: ImageBenchmark, num_images: int, batch_size: int) -> list[ImageShard]:
+    """Cut a benchmark into shards of whole batches.
+
+    Sums of floats depend on what shares a batch, so the batches are those of the benchmark in one
+    piece. Images have no prompt prefix to share.
+    """
+    num_batches = max(1, IMAGES_PER_SHARD // batch_size)
+    shards = pack_shards([None] * num_images, num_batches * batch_size)
+    return [
+        ImageShard(benchmark, number, tuple(places), batch_size)
+        for number, places in enumerate(shards)
+    ]
 
 
 def write_heads(clip_folder: str, image_sets: dict[str, str], output: str) -> None:
@@ -87,22 +115,25 @@ def open_image_tower(folder: str) -> ImageTower:
     return load_image_tower(Path(folder))
 
 
-def score_image_tower(tower: ImageTower, scoring: ImageScoring) -> Score:
-    """Classify a benchmark's images, keep the predictions, and score them."""
-    image_set = load_image_set(Path(scoring.benchmark.data_path))
-    head = load_file(scoring.benchmark.heads_path)[scoring.benchmark.name]
-    predicted, log_probabilities = classify(tower, head, image_set.images, scoring.batch_size)
-    predictions = [
+def classify_shard(tower: ImageTower, shard: ImageShard) -> list[Prediction]:
+    """Classify the images of a shard."""
+    benchmark = shard.benchmark
+    image_set = _load_once(benchmark.data_path)
+    head = load_file(benchmark.heads_path)[benchmark.name]
+    places = np.array(shard.places)
+    predicted, log_probabilities = classify(tower, head, image_set.images[places], shard.batch_size)
+    return [
         Prediction(
-            sample_id=sample_id,
-            cluster_id=scoring.benchmark.cluster_of(sample_id),
-            target=image_set.class_names[label],
+            sample_id=image_set.sample_ids[place],
+            cluster_id=benchmark.cluster_of(image_set.sample_ids[place]),
+            target=image_set.class_names[image_set.labels[place]],
             answer=image_set.class_names[answer],
             log_probability=round(float(row[answer]), 6),
         )
-        for sample_id, label, answer, row in zip(
-            image_set.sample_ids, image_set.labels, predicted, log_probabilities, strict=True
-        )
+        for place, answer, row in zip(places, predicted, log_probabilities, strict=True)
     ]
-    write_predictions(Path(scoring.predictions_path), scoring.key, predictions)
-    return score_accuracy(image_set.name, predictions)
+
+
+@lru_cache(maxsize=1)  # an actor works through one benchmark after another
+def _load_once(path: str) -> ImageSet:
+    return load_image_set(Path(path))

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from typing import Any
 from evaluators.backends.clip_checkpoints import CLIP_CONFIG, CLIP_WEIGHTS, TOWER_CONFIG
 from evaluators.image_classification import (
     ImageBenchmark,
-    ImageScoring,
+    ImageShard,
+    classify_shard,
+    image_shards,
     open_image_tower,
-    score_image_tower,
     write_heads,
 )
 from evaluators.image_sets import load_image_set
-from evaluators.predictions import read_key, read_predictions
+from evaluators.prediction_journal import PredictionJournal
+from evaluators.predictions import Prediction, read_key, read_predictions
 from evaluators.quickstart_images import sample_cluster
 from evaluators.scores import Score, score_accuracy
 from nan_merge.checkpoint import open_checkpoint
@@ -53,29 +56,59 @@ def evaluate_candidates(
     batch_size: int,
     workers: Workers,
 ) -> dict[tuple[str, str], Score]:
-    """Scores by (candidate's name, benchmark's name)."""
-    scores: dict[tuple[str, str], Score] = {}
-    todo: list[tuple[Candidate, list[ImageScoring]]] = []
+    """Scores by (candidate's name, benchmark's name).
+
+    Only what no earlier run answered is asked for, shard by shard.
+    """
     heads = {path: digest_file(Path(path)) for path in {b.heads_path for b in benchmarks}}
+    sample_ids_of = cache(_read_sample_ids)
+    work: list[tuple[Candidate, list[_Missing]]] = []
     for candidate in candidates:
         model = {
             "weights": fingerprint(open_checkpoint(str(candidate.folder))),
             "config": _digest_if_there(candidate.folder / TOWER_CONFIG),
             "batch_size": batch_size,  # sums of floats depend on it
         }
-        missing: list[ImageScoring] = []
+        missing: list[_Missing] = []
         for benchmark in benchmarks:
             key = _predictions_key(model, benchmark, heads[benchmark.heads_path])
             path = predictions_path(candidate, benchmark.name)
             if read_key(path) == key:
-                predictions = read_predictions(path)
-                scores[candidate.name, benchmark.name] = score_accuracy(benchmark.name, predictions)
+                continue
+            journal = PredictionJournal(path, key, sample_ids_of(benchmark.data_path))
+            if shards := _unanswered(journal, benchmark, batch_size):
+                missing.append(_Missing(journal, shards))
             else:
-                missing.append(ImageScoring(benchmark, str(path), key, batch_size))
+                journal.finish()  # the earlier run was killed at this point
         if missing:
-            todo.append((candidate, missing))
-    scores.update(_score(todo, workers))
-    return scores
+            work.append((candidate, missing))
+    _answer(work, workers)
+    return {
+        (candidate.name, benchmark.name): score_accuracy(
+            benchmark.name, read_predictions(predictions_path(candidate, benchmark.name))
+        )
+        for candidate in candidates
+        for benchmark in benchmarks
+    }
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """What a candidate has still to answer on one benchmark."""
+
+    journal: PredictionJournal
+    shards: list[ImageShard]
+
+
+def _read_sample_ids(data_path: str) -> tuple[str, ...]:
+    return load_image_set(Path(data_path)).sample_ids
+
+
+def _unanswered(
+    journal: PredictionJournal, benchmark: ImageBenchmark, batch_size: int
+) -> list[ImageShard]:
+    shards = image_shards(benchmark, len(journal.sample_ids), batch_size)
+    return [shards[number] for number in journal.missing([shard.places for shard in shards])]
 
 
 def predictions_path(candidate: Candidate, benchmark: str) -> Path:
@@ -83,26 +116,34 @@ def predictions_path(candidate: Candidate, benchmark: str) -> Path:
     return candidate.predictions / f"{benchmark}.jsonl"
 
 
-def _score(
-    todo: Sequence[tuple[Candidate, list[ImageScoring]]], workers: Workers
-) -> dict[tuple[str, str], Score]:
-    if not todo:
-        return {}
+def _answer(work: Sequence[tuple[Candidate, list[_Missing]]], workers: Workers) -> None:
+    if not work:
+        return
     from cluster.actors import ModelJob
 
-    scores: dict[tuple[str, str], Score] = {}
-    jobs = [
-        ModelJob(
-            candidate.name, open_image_tower, (str(candidate.folder),), score_image_tower, missing
+    journals: dict[tuple[str, str], PredictionJournal] = {}
+    jobs: list[ModelJob] = []
+    for candidate, missing in work:
+        for each in missing:
+            journals[candidate.name, each.shards[0].benchmark.name] = each.journal
+        jobs.append(
+            ModelJob(
+                label=candidate.name,
+                load=open_image_tower,
+                arguments=(str(candidate.folder),),
+                work=classify_shard,
+                items=[shard for each in missing for shard in each.shards],
+                cost_of=lambda shard: shard.num_samples,
+            )
         )
-        for candidate, missing in todo
-    ]
 
-    def keep(job: ModelJob, item: ImageScoring, score: Score) -> None:
-        scores[job.label, item.benchmark.name] = score
+    def keep(job: ModelJob, shard: ImageShard, predictions: list[Prediction]) -> None:
+        journal = journals[job.label, shard.benchmark.name]
+        journal.append(predictions)
+        if journal.is_complete:
+            journal.finish()
 
     workers.serve_models(f"Evaluating {len(jobs)} models", jobs, keep)
-    return scores
 
 
 def _predictions_key(model: Mapping[str, Any], benchmark: ImageBenchmark, heads: str) -> str:

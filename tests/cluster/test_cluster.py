@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cluster.actors import ModelJob, serve_models
 from cluster.session import ray_session
 from cluster.tasks import run_streams, run_tasks
 from nan_merge.errors import CheckpointError, NanMergeError
@@ -52,16 +51,6 @@ def sleep_then_touch(seconds: float, path: str) -> None:
     Path(path).touch()
 
 
-def load_number(number: int) -> int:
-    if number < 0:
-        raise CheckpointError(f"model {number} is broken")
-    return number
-
-
-def kill_this_worker(model: int, item: int) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def span() -> tuple[float, float]:
     start = time.monotonic()
     time.sleep(0.2)
@@ -70,10 +59,6 @@ def span() -> tuple[float, float]:
 
 def span_stream() -> Iterator[tuple[float, float]]:
     yield span()
-
-
-def times(model: int, item: int) -> int:
-    return model * item
 
 
 def test_a_local_ray_listens_on_the_loopback_alone():
@@ -123,27 +108,6 @@ def test_streams_yield_as_they_go():
     tasks = [Task("count", count_to, (number,), 1) for number in (3, 5, 0)]
     run_streams(tasks, lambda place, item: seen[place].append(item))
     assert seen == {0: [1, 2, 3], 1: [1, 2, 3, 4, 5], 2: []}
-
-
-def test_every_model_meets_all_of_its_items():
-    found: list[tuple[str, int, int]] = []
-    jobs = [ModelJob(f"m{m}", load_number, (m,), times, [1, 2, 2]) for m in range(5)]
-    serve_models(jobs, 2, lambda job, item, result: found.append((job.label, item, result)))
-    assert sorted(found) == sorted(
-        (f"m{m}", item, m * item) for m in range(5) for item in (1, 2, 2)
-    )
-
-
-def test_a_model_that_cannot_be_loaded_says_why():
-    with pytest.raises(CheckpointError, match="model -1 is broken"):
-        serve_models([ModelJob("bad", load_number, (-1,), times, [1])], 1, lambda *_: None)
-
-
-def test_an_actor_that_dies_is_told_as_it_was():
-    job = ModelJob("m", load_number, (1,), kill_this_worker, [1])
-    with pytest.raises(NanMergeError, match="worker that ran `evaluate m` died") as caught:
-        serve_models([job], 1, lambda *_: None)
-    assert "started again" not in str(caught.value)
 
 
 @pytest.mark.parametrize("stream", [False, True])

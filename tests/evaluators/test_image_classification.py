@@ -10,12 +10,11 @@ from evaluators.backends.clip import build_clip
 from evaluators.backends.clip_checkpoints import save_clip
 from evaluators.image_classification import (
     ImageBenchmark,
-    ImageScoring,
-    score_image_tower,
+    classify_shard,
+    image_shards,
     write_heads,
 )
 from evaluators.image_sets import ImageSet, save_image_set
-from evaluators.predictions import read_predictions
 from evaluators.torchvision_repair import repair
 
 repair()
@@ -50,12 +49,28 @@ def test_predictions_carry_the_source_of_their_sample(tmp_path):
     heads = str(tmp_path / "heads.safetensors")
     write_heads(str(tmp_path / "clip"), {"toy": str(tmp_path / "toy.npz")}, heads)
     benchmark = ImageBenchmark("toy", str(tmp_path / "toy.npz"), toy.digest(), heads, font_of)
-    path = tmp_path / "toy.jsonl"
-    score = score_image_tower(clip.tower, ImageScoring(benchmark, str(path), "key", 10))
-    predictions = read_predictions(path)
+    (shard,) = image_shards(benchmark, 26, 10)
+    predictions = classify_shard(clip.tower, shard)
+    assert [each.sample_id for each in predictions] == list(toy.sample_ids)
     assert {each.cluster_id for each in predictions} == {"font-0", "font-1", "font-2"}
     assert all(each.cluster_id == font_of(each.sample_id) for each in predictions)
-    assert score.num_samples == 26
+
+
+def test_shards_hold_whole_batches_so_that_cutting_changes_no_number(tmp_path, monkeypatch):
+    toy = save_toy_set(tmp_path / "toy.npz")
+    clip = build_clip("nan-merge-mini", seed=0)
+    save_clip(clip, tmp_path / "clip")
+    heads = str(tmp_path / "heads.safetensors")
+    write_heads(str(tmp_path / "clip"), {"toy": str(tmp_path / "toy.npz")}, heads)
+    benchmark = ImageBenchmark("toy", str(tmp_path / "toy.npz"), toy.digest(), heads)
+    (whole,) = image_shards(benchmark, 26, 4)
+    monkeypatch.setattr("evaluators.image_classification.IMAGES_PER_SHARD", 11)
+    shards = image_shards(benchmark, 26, 4)
+    assert [len(shard.places) for shard in shards] == [8, 8, 8, 2]
+    cut = [each for shard in reversed(shards) for each in classify_shard(clip.tower, shard)]
+    assert sorted(cut, key=lambda each: toy.sample_ids.index(each.sample_id)) == classify_shard(
+        clip.tower, whole
+    )
 
 
 FULL_DISK = """

@@ -25,12 +25,17 @@ for package in ("open_clip", "sklearn", "matplotlib"):
 NAMES = ("letters", "style")
 
 
+class Killed(BaseException):
+    """The process ended here."""
+
+
 class Here:
     """Workers that work in this process, and count."""
 
     def __init__(self) -> None:
         self.num_tasks = 0
         self.scored: list[str] = []
+        self.killed_after = 1000
 
     def run_tasks(self, stage, tasks):
         self.num_tasks += len(tasks)
@@ -40,7 +45,9 @@ class Here:
         for job in jobs:
             model = job.load(*job.arguments)
             for item in job.items:
-                self.scored.append(f"{job.label}/{item.benchmark.name}")
+                if len(self.scored) == self.killed_after:
+                    raise Killed
+                self.scored.append(f"{job.label}/{item}")
                 on_result(job, item, job.work(model, item))
 
 
@@ -118,15 +125,39 @@ def test_predictions_are_made_anew_when_the_config_or_the_batch_changes(work, wo
         evaluate_candidates(candidates, found, batch_size, workers)
         return workers.scored
 
-    assert scored() == ["tower/letters", "tower/style"]
+    halves = [f"tower/{name}, shard {number}" for name in NAMES for number in (0, 1)]
+    assert scored() == halves  # of 500 images, a batch of 250 each
     assert scored() == []
-    assert scored(100) == ["tower/letters", "tower/style"]
+    thirds = [f"tower/{name}, shard {number}" for name in NAMES for number in (0, 1, 2)]
+    assert scored(100) == thirds  # two batches of 100 each, and the last 100
     path = work / "tower" / "config.json"
     config = json.loads(path.read_text())
     config["preprocess"]["mean"] = [0.5, 0.5, 0.5]
     path.write_text(json.dumps(config))
-    assert scored(100) == ["tower/letters", "tower/style"]
+    assert scored(100) == thirds
     assert scored(100) == []
+
+
+@pytest.mark.parametrize("killed_after", [0, 1, 2, 3])
+def test_a_killed_evaluation_goes_on_shard_by_shard_to_the_same_bytes(work, workers, killed_after):
+    found = benchmarks(work, workers)
+
+    def evaluate_into(folder: str) -> dict:
+        candidate = Candidate("tower", work / "tower", work / folder)
+        return evaluate_candidates([candidate], found, 250, workers)  # type: ignore[arg-type]
+
+    undisturbed = evaluate_into("whole")
+    assert len(workers.scored) == 4
+    workers.scored.clear()
+    workers.killed_after = killed_after
+    with pytest.raises(Killed):
+        evaluate_into("killed")
+    workers.killed_after = 1000
+    assert evaluate_into("killed") == undisturbed
+    assert len(workers.scored) == len(set(workers.scored)) == 4
+    for name in NAMES:
+        whole, again = (work / folder / f"{name}.jsonl" for folder in ("whole", "killed"))
+        assert whole.read_bytes() == again.read_bytes()
 
 
 def test_predictions_know_their_source(work, workers):
