@@ -42,8 +42,9 @@ class Cluster(StrictModel):
     """Most workers at once, here or in the cluster joined; one per core if absent."""
     dashboard: bool = False
     """Start the dashboard of a local Ray, on this machine's own address only."""
-    stall_seconds: PositiveFloat = 600
-    """A task that reports no progress for so long is cancelled and sent once more."""
+    stall_seconds: PositiveFloat = 1800
+    """A task that reports no progress, or a model actor that gives no answer, for so long is
+    ended and replaced once. Loading a model is one answer."""
     statistics: StageResources = StageResources()
     """Tasks that measure norms, thresholds and signs."""
     merge: StageResources = StageResources(num_gpus="auto")

@@ -143,7 +143,8 @@ def _answer(work: Sequence[tuple[Candidate, list[_Missing]]], workers: Workers) 
         if journal.is_complete:
             journal.finish()
 
-    workers.serve_models(f"Evaluating {len(jobs)} models", jobs, keep)
+    name = f"Evaluating {len(jobs)} models"
+    workers.serve_models(name, jobs, keep, samples_of=lambda shard: shard.num_samples)
 
 
 def _predictions_key(model: Mapping[str, Any], benchmark: ImageBenchmark, heads: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from rich.console import Console
@@ -15,9 +17,11 @@ from nan_merge.coefficient_table import nearly_equal
 from nan_merge.manifest import MANIFEST_NAME, read_manifest
 from nan_merge.merge import merge_checkpoint
 from nan_merge.recipe import MergeRecipe
-from nan_merge.tasks import RunTasks, Task
+from nan_merge.tasks import RunTasks, Task, progress_to
 from nan_merge.verify import verify_checkpoint
 from pipelines.progress import RunProgress, StageProgress
+
+SHOW_SECONDS = 0.2
 
 
 def num_workers() -> int:
@@ -42,13 +46,33 @@ def tasks_with_progress(progress: RunProgress) -> RunTasks:
 
     def run_tasks(tasks: Sequence[Task]) -> list[Any]:
         results: list[Any] = []
-        with progress.stage(tasks[0].label if tasks else "nothing", len(tasks)) as bar:
+        name, num_bytes = tasks[0].label if tasks else "nothing", sum(task.cost for task in tasks)
+        with progress.stage(name, len(tasks), "files", num_bytes) as bar:
+            done = 0
             for task in tasks:
-                results.append(task.function(*task.arguments))
+                with progress_to(_shown(bar, done)):
+                    results.append(task.function(*task.arguments))
+                done += task.cost
+                bar.work(done, num_workers())
                 bar.advance()
         return results
 
     return run_tasks
+
+
+def _shown(bar: StageProgress, done: int) -> Callable[[int], None]:
+    """Adds bytes to those that are done, and moves the bar now and then; threads may call it."""
+    lock, shown = Lock(), time.monotonic()
+
+    def add(num_bytes: int) -> None:
+        nonlocal done, shown
+        with lock:
+            done += num_bytes
+            if time.monotonic() - shown > SHOW_SECONDS:
+                shown = time.monotonic()
+                bar.work(done, num_workers())
+
+    return add
 
 
 def verify_command(folder: Path, console: Console) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rich.console import Console
@@ -37,6 +37,7 @@ from pipelines.evaluate import Candidate, evaluate_candidates, image_benchmarks
 from pipelines.events import EVENTS_NAME, EventLog
 from pipelines.experts import data_folder, prepare_sets, train_experts
 from pipelines.merge import uniformity_notes
+from pipelines.paths import placed_at
 from pipelines.preflight import check_run
 from pipelines.progress import RunProgress
 from pipelines.report import write_report, write_seeds_report
@@ -76,6 +77,8 @@ def run_config(config: RunConfig, *, seeds: int = 1, console: Console) -> list[R
         NanMergeError: With a message for the user.
     """
     check_run(config)
+    if config.cluster.address != "local":  # workers of a cluster stand in folders of their own
+        config = placed_at(config, PurePosixPath(Path.cwd()))
     runs = [config]
     for seed in range(config.seed + 1, config.seed + seeds):
         folder = Path(f"{config.folder}-seed{seed}")

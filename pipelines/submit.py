@@ -12,15 +12,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
 
 from nan_merge.errors import ConfigError, NanMergeError
-from nan_merge.hub import HUB_ID
-from nan_merge.model_reference import split_reference
 from pipelines.config import RunConfig
+from pipelines.paths import placed, placed_at
 
 if TYPE_CHECKING:
     from cluster.jobs import JobClient, JobEnd
@@ -159,18 +158,7 @@ def place_paths(config: RunConfig, storage: str | None) -> RunConfig:
             "Name a folder that every node of the cluster reaches with `--storage DIR`, and put "
             "the models there under the same relative paths; or give whole paths, hub ids or URLs."
         )
-    at = PurePosixPath(storage or "/")
-    changes: dict[str, Any] = {
-        "run_folder": Path(at / config.folder),
-        "cache": Path(at / config.cache),
-        "models": tuple(
-            model.model_copy(update={"path": _placed(model.path, at)}) for model in config.models
-        ),
-    }
-    for name in ("base", "clip"):
-        if (value := getattr(config, name)) is not None:
-            changes[name] = _placed(value, at)
-    return config.model_copy(update=changes)
+    return placed_at(config, PurePosixPath(storage or "/"))
 
 
 def _relative_paths(config: RunConfig) -> Iterator[str]:
@@ -180,24 +168,8 @@ def _relative_paths(config: RunConfig) -> Iterator[str]:
             yield f"{field}: {text}"
     models = {f"models.{place}": model.path for place, model in enumerate(config.models)}
     for field, text in {"base": config.base, "clip": config.clip, **models}.items():
-        if text is not None and _placed(text, PurePosixPath("/")) != text:
+        if text is not None and placed(text, PurePosixPath("/")) != text:
             yield f"{field}: {text}"
-
-
-def _placed(reference: str, at: PurePosixPath) -> str:
-    """A model, or a model and its adapter, with relative folders taken from ``at``."""
-    base, adapter = split_reference(reference)
-    parts = [base] if adapter is None else [base, adapter]
-    return "+".join(str(at / part) if _is_relative_folder(part) else part for part in parts)
-
-
-def _is_relative_folder(part: str) -> bool:
-    """Whether it is neither a whole path, nor a URL, nor the id of a model on the hub."""
-    if "://" in part or part.startswith("~") or PurePosixPath(part).is_absolute():
-        return False
-    if part.startswith(".") or not HUB_ID.match(part):
-        return True
-    return Path(part).exists()  # `runs/mine` looks like a hub id, but is a folder here
 
 
 def _say_versions(console: Console, client: JobClient) -> None:

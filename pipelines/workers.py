@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from pipelines.cluster_config import Cluster, StageName
 from pipelines.progress import RunProgress, StageProgress
 
 if TYPE_CHECKING:
-    from cluster.actors import ModelJob
+    from cluster.actors import ActorResources, ModelJob
     from cluster.flight import Watch
     from cluster.task_options import TaskOptions
 
@@ -128,20 +129,47 @@ class Workers:
         name: str,
         jobs: Sequence[ModelJob],
         on_result: Callable[[ModelJob, Any, Any], None],
+        samples_of: Callable[[Any], int],
     ) -> None:
-        """Work through jobs on model actors; see `cluster.actors.serve_models`."""
+        """Work through jobs on model actors; see `cluster.actors.serve_models`.
+
+        Args:
+            name: What they do, for people.
+            jobs: One per model; what an actor needs is the run file's to say.
+            on_result: Called with a job, a shard and its result.
+            samples_of: Samples in a shard.
+        """
         if not jobs:
             return
         num_actors = self._start()
         from cluster.actors import serve_models
 
-        with self._progress.stage(name, sum(len(job.items) for job in jobs), "shards") as bar:
+        resources = self._actor_resources()
+        jobs = [replace(job, resources=resources) for job in jobs]
+        total = sum(samples_of(item) for job in jobs for item in job.items)
+        with self._progress.stage(name, total, "samples") as bar:
 
             def report(job: ModelJob, item: Any, result: Any) -> None:
+                self._check()
                 on_result(job, item, result)
-                bar.advance(1, job.label)
+                bar.advance(samples_of(item), job.label)
 
-            serve_models(jobs, num_actors, report)
+            def write(event: str, details: dict[str, Any]) -> None:
+                self._progress.events.write(event, stage=name, **details)
+                if event in ("actor died", "actor stalled"):
+                    why = details.get("reason", f"no answer for {details.get('seconds')} s")
+                    self._progress.say(f"{name}: {details['model']} gets a new actor: {why}")
+
+            stall_seconds = self._config.stall_seconds
+            serve_models(jobs, num_actors, report, write, stall_seconds=stall_seconds)
+
+    def _actor_resources(self) -> ActorResources:
+        from cluster.actors import ActorResources
+
+        wanted = self._config.resources_of("evaluate")
+        return ActorResources(
+            wanted.num_cpus, self.num_gpus("evaluate"), wanted.memory, wanted.resources
+        )
 
     def num_gpus(self, stage: StageName) -> float:
         """GPUs of one task or actor of a stage, in the cluster that is open."""

@@ -17,7 +17,7 @@ def load(tmp_path: Path, text: str) -> Cluster:
 
 def test_defaults_ask_for_a_core_each_and_gpus_where_there_are_some():
     cluster = Cluster()
-    assert cluster.stall_seconds == 600
+    assert cluster.stall_seconds == 1800
     assert not cluster.dashboard
     wanted = {
         name: (found.num_cpus, found.num_gpus, found.memory, found.resources)

@@ -1,0 +1,41 @@
+"""Paths of a run file where other machines, or processes in other folders, look at them."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from nan_merge.hub import HUB_ID
+from nan_merge.model_reference import split_reference
+from pipelines.config import RunConfig
+
+
+def placed_at(config: RunConfig, at: PurePosixPath) -> RunConfig:
+    """The run with every relative path taken from the folder ``at``; hub ids and URLs stay."""
+    changes: dict[str, Any] = {
+        "run_folder": Path(at / config.folder),
+        "cache": Path(at / config.cache),
+        "models": tuple(
+            model.model_copy(update={"path": placed(model.path, at)}) for model in config.models
+        ),
+    }
+    for name in ("base", "clip"):
+        if (value := getattr(config, name)) is not None:
+            changes[name] = placed(value, at)
+    return config.model_copy(update=changes)
+
+
+def placed(reference: str, at: PurePosixPath) -> str:
+    """A model, or a model and its adapter, with relative folders taken from ``at``."""
+    base, adapter = split_reference(reference)
+    parts = [base] if adapter is None else [base, adapter]
+    return "+".join(str(at / part) if _is_relative_folder(part) else part for part in parts)
+
+
+def _is_relative_folder(part: str) -> bool:
+    """Whether it is neither a whole path, nor a URL, nor the id of a model on the hub."""
+    if "://" in part or part.startswith("~") or PurePosixPath(part).is_absolute():
+        return False
+    if part.startswith(".") or not HUB_ID.match(part):
+        return True
+    return Path(part).exists()  # `runs/mine` looks like a hub id, but is a folder here
