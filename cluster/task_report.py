@@ -86,7 +86,7 @@ def reporting(paths: ReportPaths | None) -> Generator[None]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
     }
-    _append(paths.progress, json.dumps(start))
+    _append(paths.progress, json.dumps(start), os.O_CREAT)
     writer = _Writer(paths.progress)
     with progress_to(writer.add), _printing_to(paths.log):
         yield
@@ -118,9 +118,10 @@ class _Writer:
             self._pending, self._last = 0, time.monotonic()
 
 
-def _append(path: str, line: str) -> None:
+def _append(path: str, line: str, flags: int = 0) -> None:
+    # Only the first line makes the file: a driver that gave the attempt up has removed it.
     with suppress(OSError):  # a report that is lost costs a number on a screen, not the task
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | flags, 0o644)
         try:
             os.write(descriptor, f"{line}\n".encode())
         finally:

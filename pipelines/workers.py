@@ -65,9 +65,10 @@ class Workers:
             self._num_cpus = self._stack.enter_context(session)
             if self._folder is not None:
                 (self._folder / LOGS_FOLDER).mkdir(exist_ok=True)
-                (self._folder / PROGRESS_FOLDER).mkdir(exist_ok=True)
-                leftover = self._folder / PROGRESS_FOLDER
-                self._stack.callback(shutil.rmtree, leftover, ignore_errors=True)
+                reports = self._folder / PROGRESS_FOLDER
+                shutil.rmtree(reports, ignore_errors=True)  # of a driver that was killed
+                reports.mkdir()
+                self._stack.callback(shutil.rmtree, reports, ignore_errors=True)
         return self._num_cpus
 
     def run_tasks(
