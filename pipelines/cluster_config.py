@@ -17,7 +17,7 @@ class StageResources(StrictModel):
 
     num_cpus: PositiveFloat = 1
     """CPU cores; a task of statistics or merging works in as many processes."""
-    num_gpus: NonNegativeFloat | Literal["auto"] = 0
+    num_gpus: NonNegativeFloat | Literal["auto"] = 0.0  # pydantic warns of an int
     """GPUs, or a share of one; `auto` is 1 where the cluster has GPUs, else 0."""
     memory: PositiveInt | None = None
     """Bytes of memory; nothing is set aside if absent."""
