@@ -6,7 +6,7 @@
 
 mergekit has pins of its own: install `mergekit==0.1.5` into another environment and give the path
 of its `mergekit-yaml` command; without it only our side and `cat` are measured. Figures are of
-whole processes, imports included, files warm, sides in turn on the same files; the first round
+whole processes, imports included, files warm, sides in turn on the same files; a first round
 warms up and is not counted. Memory is the private kind (RssAnon), summed over a process and its
 children.
 Where the folder is on a disk, our side waits until its result is on it, and the others do not.
@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("--small", type=Path, help="the same at --size 0.3b, for the sweeps")
     parser.add_argument("--mergekit", help="path of mergekit-yaml")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--warm-ups", type=int, default=1)
     parser.add_argument("--case", action="append", choices=[*CASES, "cat", "sweeps"])
     arguments = parser.parse_args()
     cases = arguments.case or [*CASES, "cat", "sweeps"]
@@ -166,7 +167,7 @@ def main() -> None:
         sides: dict[str, Callable[[], Any]] = {"nan-merge": our_side(arguments.folder, work, case)}
         if arguments.mergekit and CASES[case][2]:
             sides["mergekit"] = mergekit_side(arguments.mergekit, arguments.folder, work, case)
-        found = in_turn(sides, arguments.runs)
+        found = in_turn(sides, arguments.runs, arguments.warm_ups)
         print_sides(found)
         if "mergekit" in found:
             goal = f"at least {CASES[case][0]}"
@@ -177,14 +178,14 @@ def main() -> None:
             "nan-merge, merge alone": merge_alone_side(arguments.folder, work),
             "cat": cat_side(arguments.folder, work),
         }
-        found = in_turn(sides, arguments.runs)
+        found = in_turn(sides, arguments.runs, arguments.warm_ups)
         print_sides(found)
         alone = ratios(found["nan-merge, merge alone"], found["cat"])
         print_ratio("ours over cat", alone, "at most 1.5")
     if "sweeps" in cases and arguments.small:
         for title, sides, one, two, goal in sweep_sides(arguments.small, work):
             print(title)
-            found = in_turn(sides, arguments.runs)
+            found = in_turn(sides, arguments.runs, arguments.warm_ups)
             print_sides(found)
             print_ratio(f"{one} over {two}", ratios(found[one], found[two]), f"at most {goal}")
     shutil.rmtree(work)

@@ -78,20 +78,21 @@ def private_megabytes(pid: int) -> float:
 
 
 def in_turn(
-    sides: Mapping[str, Callable[[], float | tuple[float, float]]], runs: int
+    sides: Mapping[str, Callable[[], float | tuple[float, float]]], runs: int, warm_ups: int = 1
 ) -> dict[str, Measured]:
-    """Run all sides one after the other, again and again; the first round is not counted.
+    """Run all sides one after the other, again and again.
 
     Args:
         sides: Name -> runs it once and gives its seconds, or seconds and megabytes.
         runs: Rounds that count.
+        warm_ups: Rounds before them that do not: they warm files and compiled kernels up.
     """
     found = {name: Measured() for name in sides}
-    for number in range(runs + 1):  # the first warms files, caches and compiled kernels up
+    for number in range(warm_ups + runs):
         for name, side in sides.items():
             outcome = side()
             seconds, megabytes = outcome if isinstance(outcome, tuple) else (outcome, 0.0)
-            if number:
+            if number >= warm_ups:
                 found[name].seconds.append(seconds)
                 found[name].megabytes.append(megabytes)
     return found
