@@ -169,6 +169,7 @@ def merge_all(
             return workers.run_tasks(name, tasks, "merge", reports=True)
         names = {"norms": "Measuring norms", "magnitudes": "Counting magnitudes"}
         names |= {"thresholds": "Finding thresholds", "signs": "Counting signs"}
+        names |= {"kept sums": "Summing magnitudes"}
         return workers.run_tasks(names.get(label, label), tasks, "statistics", reports=True)
 
     merge_checkpoints(
