@@ -1,9 +1,10 @@
-"""Nanoseconds per element of each compiled kernel and of its torch counterpart, on one core.
+"""Nanoseconds per element of each compiled kernel, and of torch or numpy doing the same.
 
     python benchmarks/kernel_speed.py
 
 A run of 262,144 elements of a base and two fine-tunes in bfloat16, in memory; the best of many
-calls, because anything slower was something else on the machine.
+calls on one core, because anything slower was something else on the machine. The other column is
+torch for merging and numpy for draws.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from nan_merge.kernels.inner_products import add_inner_products
 from nan_merge.kernels.kept_sums import add_magnitudes
 from nan_merge.kernels.lanes import LANES
 from nan_merge.kernels.magnitudes import count_coarse, count_fine
+from nan_merge.kernels.philox import draw
 from nan_merge.kernels.signs import count_elected
 from nan_merge.kernels.vectors import SCRATCH_ROWS
 from nan_merge.methods import METHODS, Context
@@ -100,14 +102,18 @@ def main() -> None:
         ),
         "kept sums": lambda: add_magnitudes(rows, codes, 0, ELEMENTS, half, keys, scratch, sums),
     }
-    torchs = {
+    draws = np.empty(ELEMENTS, np.float32)
+    numpys = np.random.Generator(np.random.Philox(key=keys[0]))
+    kernels["draws"] = lambda: draw(keys[0, 0], keys[0, 1], 0, ELEMENTS, draws)
+    others = {
+        "draws": lambda: numpys.random(out=draws, dtype=np.float32),
         "task arithmetic": by_torch(models, "task_arithmetic"),
         "TIES": by_torch(models, "ties"),
         "DARE-TIES": by_torch(models, "dare_ties", disjoint="mean"),
     }
-    print(f"{'':24}{'kernel':>8}{'torch':>8}   ns per element, {MODELS} models and a base")
+    print(f"{'':24}{'kernel':>8}{'other':>8}   ns per element, {MODELS} models and a base")
     for name, call in kernels.items():
-        beside = f"{best(torchs[name]):8.2f}" if name in torchs else ""
+        beside = f"{best(others[name]):8.2f}" if name in others else ""
         print(f"{name:24}{best(call):8.2f}{beside}", flush=True)
 
 
