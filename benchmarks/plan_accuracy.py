@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from merge_speed import private_megabytes
+from processes import private_megabytes
 
 from nan_merge.cost import list_passes, memory_ceiling
 from nan_merge.estimate import compute_costs

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -138,8 +139,9 @@ def _run_threads(
 
     pool = ThreadPoolExecutor(workers, "nan-merge", initializer=start)
     try:
-        for future in [pool.submit(function, chunk) for chunk in chunks]:
-            yield future.result()
+        futures = deque(pool.submit(function, chunk) for chunk in chunks)
+        while futures:  # a result that was given out must not be kept
+            yield futures.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
         for worker in started:
