@@ -41,7 +41,7 @@ class Here:
         self.num_tasks += len(tasks)
         return [task.function(*task.arguments) for task in tasks]
 
-    def serve_models(self, stage, jobs, on_result):
+    def serve_models(self, stage, jobs, on_result, samples_of):
         for job in jobs:
             model = job.load(*job.arguments)
             for item in job.items:
