@@ -36,6 +36,7 @@ from pipelines.config import INDIVIDUAL, PRETRAINED, RunConfig
 from pipelines.evaluate import Candidate, evaluate_candidates, image_benchmarks
 from pipelines.events import EVENTS_NAME, EventLog
 from pipelines.experts import data_folder, prepare_sets, train_experts
+from pipelines.interrupt import noticing_interrupts
 from pipelines.merge import uniformity_notes
 from pipelines.paths import placed_at
 from pipelines.preflight import check_run
@@ -87,11 +88,12 @@ def run_config(config: RunConfig, *, seeds: int = 1, console: Console) -> list[R
         refuse_other_run(run.folder, run.name, run.seed)
     found: list[RunResults] = []
     for run in runs:
-        with sole_writer(run.folder) as held:
+        with noticing_interrupts() as interrupted, sole_writer(run.folder) as held:
             refuse_other_run(run.folder, run.name, run.seed)
             events = EventLog(run.folder.resolve() / EVENTS_NAME)
+            checks = (interrupted, held.check)
             with events.run(run.name, run.seed):
-                found.append(_run_once(run, RunProgress(console, events), held.check))
+                found.append(_run_once(run, RunProgress(console, events), checks))
     if seeds > 1:
         together = Path(f"{config.folder}-{seeds}seeds")
         report = write_seeds_report(found, together)
@@ -102,10 +104,12 @@ def run_config(config: RunConfig, *, seeds: int = 1, console: Console) -> list[R
     return found
 
 
-def _run_once(config: RunConfig, progress: RunProgress, check: Callable[[], None]) -> RunResults:
+def _run_once(
+    config: RunConfig, progress: RunProgress, checks: Sequence[Callable[[], None]]
+) -> RunResults:
     started = time.monotonic()
     folder = config.folder
-    with Workers(config.cluster, progress, folder, check) as workers:
+    with Workers(config.cluster, progress, folder, checks) as workers:
         models = prepare_models(config, workers)
         merges = merge_all(config, models, workers)
         norms = norms_of(folder, models, workers)

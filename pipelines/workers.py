@@ -31,7 +31,7 @@ class Workers:
         config: Where Ray runs, and what each stage needs.
         progress: Where to show what is going on.
         folder: The run folder, seen by every node; tasks report and log there.
-        check: Called now and then; may raise to stop the run.
+        checks: Called now and then; may raise to stop the run.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class Workers:
         config: Cluster,
         progress: RunProgress,
         folder: Path | None = None,
-        check: Callable[[], None] = lambda: None,
+        checks: Sequence[Callable[[], None]] = (),
     ) -> None:
-        self._config, self._progress, self._check = config, progress, check
+        self._config, self._progress, self._checks = config, progress, checks
         self._folder = folder.resolve() if folder is not None else None
         self._stack = ExitStack()
         self._num_cpus = 0
@@ -51,6 +51,10 @@ class Workers:
 
     def __exit__(self, *exception: Any) -> None:
         self._stack.__exit__(*exception)
+
+    def _check(self) -> None:
+        for check in self._checks:
+            check()
 
     def processes(self, stage: StageName) -> int:
         """In how many processes one task of a stage works."""

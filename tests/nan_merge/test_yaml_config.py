@@ -139,10 +139,10 @@ def test_scalars_are_those_of_yaml_1_2(load, text, field, value):
             ["r.yaml:4:1: coefficients.values.0: found 'a', expected a number"],
         ),
         (
-            GOOD + "coefficients: variance\n",
+            GOOD + "coefficients: kurtosis\n",
             [
-                "r.yaml:4:1: coefficients.source: found 'variance', expected 'nan', 'rms', "
-                "'metagpt', 'uniform', 'matched' or 'fixed'"
+                "r.yaml:4:1: coefficients.source: found 'kurtosis', expected 'nan', 'rms', "
+                "'variance', 'metagpt', 'uniform', 'matched' or 'fixed'"
             ],
         ),
         (
