@@ -34,7 +34,7 @@ def recipe_of(folder: Path, case: str, shard_bytes: int) -> MergeRecipe:
     """A case of `merge_speed` over the folder's models."""
     models = [str(path) for path in sorted(folder.glob("expert*"))]
     content = {"base": str(folder / "base"), "models": models, "shard_bytes": shard_bytes}
-    return MergeRecipe.model_validate({**content, **CASES[case][0]})
+    return MergeRecipe.model_validate({**content, **CASES[case][1]})
 
 
 def import_engine(seconds: float) -> None:
@@ -112,7 +112,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # Not the user's own; Ray's workers inherit it.
     os.environ["NAN_MERGE_CACHE"] = str(arguments.folder / "work-hashes")
-    cases = arguments.case or ["task arithmetic", "TIES + NAN, threshold over the model"]
+    cases = arguments.case or ["task arithmetic", "TIES + NAN, exact threshold over the model"]
     try:
         for case in cases:
             print(f"{case}, {arguments.workers} workers, {arguments.folder}")
