@@ -62,14 +62,14 @@ def merge_run(prepared: Prepared, run: RawRun, chunk: Chunk, dtype: DType) -> np
     Returns:
         Its bytes in the type asked for, valid until the next call; None if it is not all finite.
     """
-    from nan_merge.kernels.combine import PLAIN_SUM, combine
+    from nan_merge.kernels.combine import MEAN, PLAIN_SUM, SUM, WEIGHTED_MEAN, combine
     from nan_merge.kernels.convert import CODES, FLOAT32
 
     program = prepared.program
-    joins = {None: PLAIN_SUM, "sum": 0, "mean": 1, "weighted_mean": 2}
+    joins = {None: PLAIN_SUM, "sum": SUM, "mean": MEAN, "weighted_mean": WEIGHTED_MEAN}
     merged = scratch_array("merged", (4 * RAW_RUN_ELEMENTS,), np.uint8)
     has_base = chunk.tensor.base is not None
-    first = 1 if has_base and not program.uses_base else 0  # a base that is not used is not read
+    first = 1 if has_base and not program.uses_base else 0  # read for its hash, not merged
     is_finite = combine(
         run.rows[first:],
         run.codes[first:],
