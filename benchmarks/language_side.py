@@ -57,7 +57,7 @@ def our_side(job: dict[str, Any]) -> tuple[float, list[Any]]:
         if writes:
             return [each.completion for each in answers]
         rows = [each.log_probabilities for each in answers]
-        return [max(range(len(row)), key=lambda at: row[at] or -1e9) for row in rows]
+        return [row.index(max(row)) for row in rows]
 
     try:
         answer(samples[-NUM_WARM_UP:])
@@ -105,4 +105,4 @@ def timed(work: Callable[[], list[Any]]) -> tuple[float, list[Any]]:
 if __name__ == "__main__":
     task = json.loads(Path(sys.argv[1]).read_text())
     seconds, found = (bare_side if task["side"] == "bare" else our_side)(task)
-    print("\n" + json.dumps({"seconds": seconds, "answers": found}))
+    print("\n" + json.dumps({"seconds": seconds, "answers": found}), flush=True)

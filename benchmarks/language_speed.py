@@ -72,7 +72,9 @@ class Side:
         job = self._work / "job.json"
         job.write_text(json.dumps(self._job | changes))
         _, megabytes, output = run([*self._command, str(job)], self._work / "cache")
-        found = json.loads(output.splitlines()[-1])
+        # An engine that ends may say something afterwards.
+        told = next(line for line in output.splitlines() if line.startswith('{"seconds"'))
+        found = json.loads(told)
         self.answers = found["answers"]
         return float(found["seconds"]), megabytes
 

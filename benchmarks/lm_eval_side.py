@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
@@ -18,6 +19,7 @@ def main(job: dict[str, Any]) -> None:
         pretrained=job["model"],
         dtype=job["dtype"],
         batch_size=job["batch_size"],
+        device="cuda" if torch.cuda.is_available() else "cpu",
         trust_remote_code=False,
     )
     choices = job["choices"]
@@ -37,7 +39,7 @@ def main(job: dict[str, Any]) -> None:
     seconds = time.perf_counter() - started
     rows = [found[at : at + len(choices)] for at in range(0, len(found), len(choices))]
     answers = [row.index(max(row)) for row in rows]
-    print("\n" + json.dumps({"seconds": seconds, "answers": answers}))
+    print("\n" + json.dumps({"seconds": seconds, "answers": answers}), flush=True)
 
 
 if __name__ == "__main__":
