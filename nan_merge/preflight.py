@@ -91,7 +91,7 @@ def _refuse_other_merge(recipe: MergeRecipe, output: Path) -> None:
     if not is_whole(output):
         return  # it lost a file, and the merge will be made again
     found = read_manifest(output / MANIFEST_NAME).get("recipe")
-    own = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
+    own = recipe.as_json()
     known = found if isinstance(found, dict) else {}
     different = [
         key

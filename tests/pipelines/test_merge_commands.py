@@ -224,3 +224,23 @@ def test_verify_refuses_what_is_no_merge(work: Path, folder, words):
     result = run("verify", folder)
     assert result.exit_code == 2
     assert words in result.stderr
+
+
+@pytest.mark.parametrize("source", ["metagpt", "variance", "rms", "matched", "uniform"])
+def test_every_source_of_coefficients_goes_through_every_command(work: Path, source: str):
+    change = f"coefficients={source}"
+    assert ok("plan", "recipe.yaml", change).rstrip().endswith("Everything fits.")
+    printed = ok("coefficients", "recipe.yaml", change, "--json", "table.json")
+    assert f"source {source}" in printed
+    ok("merge", "recipe.yaml", "merged", change)
+    manifest = json.loads((work / "merged" / "merge_manifest.json").read_text())
+    table = json.loads((work / "table.json").read_text())
+    assert manifest["coefficients"] == table["coefficients"]
+
+
+def test_metagpt_is_not_told_to_look_at_task_vectors(work: Path):
+    shutil.copytree("maths", "twin")
+    models = "models=[maths, twin]"
+    printed = ok("merge", "recipe.yaml", "merged", models, "coefficients=metagpt")
+    assert "in effect, uniform weighting" in printed
+    assert "`target: task_vector`" not in printed
