@@ -24,7 +24,12 @@ from nan_merge.measure import measure
 from nan_merge.measured import Measured, is_compiled, method_of
 from nan_merge.plan import MergePlan, check_disk, plan_merge
 from nan_merge.preflight import refuse_input_as_output
-from nan_merge.publish import clear_folder, publish_folder, write_text_atomically
+from nan_merge.publish import (
+    clear_folder,
+    explain_write_errors,
+    publish_folder,
+    write_text_atomically,
+)
 from nan_merge.recipe import MergeRecipe
 from nan_merge.shard import JOURNAL, ShardJob, ShardRecord, merge_shards
 from nan_merge.statistics_journal import journaled
@@ -131,8 +136,9 @@ def _group(job: _Job) -> tuple[str, ...]:
 
 def _key_if_done(job: _Job, workers: int) -> str | None:
     """The merge's key if its folder is there and whole; inputs are read only then, to be sure."""
-    if not (job.output / MANIFEST_NAME).is_file():
-        return None
+    with explain_write_errors(job.output):  # a name that no file can have
+        if not (job.output / MANIFEST_NAME).is_file():
+            return None
     fingerprints = [fingerprint(checkpoint, workers) for checkpoint in job.checkpoints]
     key = merge_key(job.plan, fingerprints)
     manifest = read_manifest(job.output / MANIFEST_NAME)
