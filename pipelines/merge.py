@@ -25,7 +25,9 @@ SHOW_SECONDS = 0.2
 
 
 def num_workers() -> int:
-    """Processes that commands on this machine work with: one for each core."""
+    """Threads or processes that commands work with: one for each core that this one may use."""
+    if hasattr(os, "sched_getaffinity"):  # a container or a batch system may have lent a few
+        return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
