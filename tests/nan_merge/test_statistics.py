@@ -165,7 +165,7 @@ def test_histograms_of_many_tensors_are_not_kept(write_checkpoint, workers: int)
     tuned = write_checkpoint("tuned", {name: torch.rand(shape) for name, shape in shapes.items()})
     opened = [open_checkpoint(path) for path in (base, *[tuned] * 4)]
     tensors = align(opened[0], opened[1:])
-    trims = dict.fromkeys(shapes, [("mergekit", (0.25,) * 4)])
+    trims = {name: [("mergekit", (0.25,) * 4)] for name in shapes}
     tensor_thresholds(tensors[:2], trims, workers)  # kernels are compiled and loaded
     for count in (
         lambda: tensor_thresholds(tensors, trims, workers),
