@@ -16,7 +16,13 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from nan_merge.errors import OutputError
+from nan_merge.errors import (
+    CheckpointError,
+    CoefficientError,
+    ConfigError,
+    IncompatibleError,
+    OutputError,
+)
 from nan_merge.ownership import Holding, OwnedElsewhere, holding
 
 _UNWRITABLE = (
@@ -28,6 +34,8 @@ _UNWRITABLE = (
     errno.ENOTDIR,
     errno.ENAMETOOLONG,
 )
+# What no repetition mends: only other inputs or another recipe, which begin anew.
+_HOPELESS = (CheckpointError, CoefficientError, ConfigError, IncompatibleError)
 
 
 def staging_path(final: Path) -> Path:
@@ -44,7 +52,8 @@ def publish_folder(
     Args:
         final: The folder to publish; must not exist, or be an empty folder.
         keep_partial: Enter the staging folder of an earlier attempt instead of clearing it,
-            and leave it in place on failure, so that a later attempt can resume.
+            and leave it in place on failure, so that a later attempt can resume. It goes all the
+            same if it holds no finished weights and the failure is the inputs' or the recipe's.
         replace: Put the new folder in the place of an old one, which stays until then.
 
     Raises:
@@ -68,10 +77,14 @@ def publish_folder(
                 else:
                     staging.rename(final)
                 sync_path(final.parent)
-            except BaseException:
-                if not keep_partial:
+            except BaseException as error:
+                if not keep_partial or (isinstance(error, _HOPELESS) and not _has_weights(staging)):
                     shutil.rmtree(staging, ignore_errors=True)
                 raise
+
+
+def _has_weights(staging: Path) -> bool:
+    return any(staging.glob("*.safetensors"))
 
 
 def refuse_taken(final: Path, replace: bool = False) -> None:

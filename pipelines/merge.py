@@ -37,7 +37,7 @@ def merge_command(recipe: MergeRecipe, output: Path, console: Console) -> None:
     outcome = merge_checkpoint(recipe, output, run_tasks, workers=num_workers())
     manifest = read_manifest(output / MANIFEST_NAME)
     console.print(coefficients_table(manifest))
-    for line in coefficient_notes(manifest):
+    for line in [*coefficient_notes(manifest), *same_content_notes(manifest)]:
         console.print(line, markup=False, highlight=False)
     verb = "was merged before and is unchanged" if outcome.reused else "is written"
     console.print(f"{output} {verb}.", markup=False, highlight=False)
@@ -137,6 +137,19 @@ def coefficient_notes(manifest: dict[str, Any]) -> list[str]:
     if manifest["scope"] != "model" or not values:
         return []
     return [f"Sum of the coefficients: {sum(values):.6g}.", *uniformity_notes(manifest)]
+
+
+def same_content_notes(manifest: dict[str, Any]) -> list[str]:
+    """A warning for every model that holds the same numbers as one before it."""
+    first: dict[str, str] = {}
+    notes: list[str] = []
+    for entry in manifest["fingerprints"]:
+        same = first.setdefault(entry["fingerprint"], entry["name"])
+        if same is not entry["name"]:
+            notes.append(
+                f"{entry['name']} holds the same numbers as {same}: was another model meant?"
+            )
+    return notes
 
 
 def uniformity_notes(manifest: dict[str, Any]) -> list[str]:

@@ -244,3 +244,28 @@ def test_metagpt_is_not_told_to_look_at_task_vectors(work: Path):
     printed = ok("merge", "recipe.yaml", "merged", models, "coefficients=metagpt")
     assert "in effect, uniform weighting" in printed
     assert "`target: task_vector`" not in printed
+
+
+def test_a_model_that_is_a_copy_of_another_is_named(work: Path):
+    shutil.copytree("maths", "twin")
+    shutil.copytree("base", "unchanged")
+    change = ["models=[maths, twin, unchanged]", "coefficients=uniform"]
+    printed = ok("merge", "recipe.yaml", "merged", *change)
+    assert "twin holds the same numbers as maths: was another model meant?" in printed
+    assert "unchanged holds the same numbers as base: was another model meant?" in printed
+    assert "same numbers" not in ok("merge", "recipe.yaml", "other")
+
+
+@pytest.mark.parametrize("change", ["coefficients=nan", "coefficients.target=task_vector"])
+def test_what_only_other_inputs_can_mend_leaves_nothing_behind(work: Path, change: str):
+    shutil.copytree("base", "spoilt")
+    path = work / "spoilt" / "model.safetensors"
+    if change == "coefficients=nan":
+        content = bytearray(path.read_bytes())
+        content[-4:] = b"\x00\x00\xc0\x7f"  # NaN
+        path.write_bytes(content)
+    before = set(work.iterdir())
+    result = run("merge", "recipe.yaml", "merged", "models=[maths, spoilt]", change)
+    assert result.exit_code == 2
+    assert "spoilt" in result.output
+    assert set(work.iterdir()) == before
