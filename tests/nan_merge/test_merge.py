@@ -259,10 +259,10 @@ def test_what_attempts_that_died_have_written_is_removed(family: dict[str, str],
     def leave_something(tasks: Sequence[Task]) -> list[Any]:
         if tasks[0].label == "merge":
             assert not list(staging_path(output).glob(".model*"))
-            for name in ("model.safetensors", "merge_manifest.json"):
-                (staging_path(output) / f".{name}.1.partial").touch()
+            (staging_path(output) / ".model.safetensors.1.partial").touch()
             if not attempts:
                 attempts.append(1)
+                (staging_path(output) / ".merge_manifest.json.1.partial").touch()
                 raise KeyboardInterrupt
         return run_serially(tasks)
 
