@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import glob
 import os
 import shutil
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from uuid import uuid4
 
 from nan_merge.errors import (
     CheckpointError,
@@ -25,6 +27,7 @@ from nan_merge.errors import (
 )
 from nan_merge.ownership import Holding, OwnedElsewhere, holding
 
+PARTIAL = ".partial"  # ends the names of what is not whole
 _UNWRITABLE = (
     errno.EACCES,
     errno.EPERM,
@@ -40,7 +43,7 @@ _HOPELESS = (CheckpointError, CoefficientError, ConfigError, IncompatibleError)
 
 def staging_path(final: Path) -> Path:
     """Where the content of ``final`` is written until it is complete."""
-    return final.parent / f".{final.name}.partial"
+    return final.parent / f".{final.name}{PARTIAL}"
 
 
 @contextmanager
@@ -141,13 +144,26 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
     """Replace what is at ``path``; a reader sees the old content or the new, never a part."""
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.parent / f".{path.name}.{os.getpid()}.partial"
+        partial = partial_path(path)
         try:
             partial.write_bytes(content)
             sync_path(partial)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def partial_path(path: Path) -> Path:
+    """A hidden name beside ``path`` for its content until that is whole.
+
+    No other attempt has it, in this process or on another machine, where process numbers repeat.
+    """
+    return path.with_name(f".{path.name}.{uuid4().hex}{PARTIAL}")
+
+
+def partial_paths(path: Path) -> list[Path]:
+    """What attempts at ``path`` that ended, or go on, have written under such names."""
+    return list(path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"))
 
 
 @contextmanager
