@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import time
 import uuid
 from collections import deque
@@ -30,8 +31,9 @@ class _ModelActor:
         self._model: Any = None
 
     def introduce(self) -> dict[str, Any]:
-        """Where this actor is: pid, and Ray's id of its node."""
-        return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
+        """Where this actor is: pid, machine, and Ray's id of its node."""
+        node = ray.get_runtime_context().get_node_id()
+        return {"pid": os.getpid(), "host": socket.gethostname(), "node": node}
 
     def load(self, load: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
         """Make a model; returns the seconds that it took."""

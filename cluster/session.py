@@ -66,6 +66,13 @@ def worker_limit() -> int | None:
     return _limit
 
 
+def num_cpus() -> int:
+    """CPU cores that the nodes of the open session have now, all together."""
+    import ray
+
+    return int(ray.cluster_resources().get("CPU", 0))
+
+
 def has_gpus() -> bool:
     """Whether any node of the open session has a GPU."""
     import ray
