@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.model_queue import ActorResources, ModelJob, ModelQueue
 from cluster.reaper import watch_this_process
+from cluster.storage_errors import naming_storage_errors
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -42,13 +43,15 @@ class _ModelActor:
             close()
         self._model = None  # give its memory back before the next model needs it
         gc.collect()
-        self._model = load(*arguments)
+        with naming_storage_errors():
+            self._model = load(*arguments)
         return time.monotonic() - started
 
     def work(self, work: Callable[[Any, Any], Any], item: Any) -> tuple[Any, float]:
         """What the work on an item returned, and the seconds that it took."""
         started = time.monotonic()
-        return work(self._model, item), time.monotonic() - started
+        with naming_storage_errors():
+            return work(self._model, item), time.monotonic() - started
 
 
 @dataclass(eq=False)
