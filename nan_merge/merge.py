@@ -34,14 +34,13 @@ from nan_merge.object_output import (
 )
 from nan_merge.plan import MergePlan, check_disk, plan_merge
 from nan_merge.preflight import refuse_input_as_output
-from nan_merge.publish import clear_folder, publish_folder, write_text_atomically
+from nan_merge.publish import PARTIAL, clear_folder, publish_folder, write_text_atomically
 from nan_merge.recipe import MergeRecipe
 from nan_merge.shard import (
     JOURNAL,
     ShardJob,
     ShardRecord,
     merge_shards,
-    remove_partial_files,
 )
 from nan_merge.statistics_journal import journaled
 from nan_merge.tasks import RunTasks, Task, run_serially
@@ -277,6 +276,6 @@ def _enter_staging(stack: ExitStack, job: _Job, replace: bool) -> Path:
     if not key_file.is_file() or key_file.read_text(encoding="utf-8") != key:
         clear_folder(folder)
         write_text_atomically(key_file, key)
-    for shard in job.plan.shards:
-        remove_partial_files(folder / shard.file_name)
+    for partial in folder.glob(f".*{PARTIAL}"):  # of weights or side files, cut off by a kill
+        partial.unlink(missing_ok=True)
     return folder

@@ -238,12 +238,12 @@ def _merge_compiled(
         return _copy(chunk, outputs)
     hashes = _Hashes(tensor, outputs)
     jobs = [output.job for output in outputs]
-    merges = [prepare(job.recipe, job.measured, tensor) for job in jobs]
+    dtypes = [tensor.output_dtype(job.shard.dtype) for job in jobs]
+    prepared = prepare([(job.recipe, job.measured) for job in jobs], tensor, dtypes)
     for run in raw_runs(chunk):
         hashes.read(run.stored)
-        for output, content, prepared in zip(outputs, hashes.outputs, merges, strict=True):
-            dtype = tensor.output_dtype(output.job.shard.dtype)
-            merged = merge_run(prepared, run, chunk, dtype)
+        results = zip(outputs, hashes.outputs, dtypes, merge_run(prepared, run, chunk), strict=True)
+        for output, content, dtype, merged in results:
             if merged is None:
                 raise _not_finite(tensor, run.stored, dtype)
             content.update(merged)

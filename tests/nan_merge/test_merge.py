@@ -262,6 +262,7 @@ def test_what_attempts_that_died_have_written_is_removed(family: dict[str, str],
             (staging_path(output) / ".model.safetensors.1.partial").touch()
             if not attempts:
                 attempts.append(1)
+                (staging_path(output) / ".merge_manifest.json.1.partial").touch()
                 raise KeyboardInterrupt
         return run_serially(tasks)
 

@@ -1,0 +1,59 @@
+"""What every backend for language models does; vLLM and transformers are behind it.
+
+Prompts are token ids, made by `evaluators.rendering` with the checkpoint's own tokenizer, so that
+no backend can tokenise in a way of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from evaluators.profiles import Decoding
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote.
+
+    Attributes:
+        text: Decoded without special tokens; stop string excluded.
+        finish_reason: "stop" or "length".
+        num_tokens: Tokens written.
+    """
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    num_tokens: int
+
+
+class LanguageModel(Protocol):
+    """A loaded causal language model.
+
+    All methods take any number of prompts and batch them as they find best; results come in the
+    order of the prompts and do not depend on the batch beyond rounding.
+    """
+
+    max_length: int
+    """Most tokens of a prompt and its continuation together."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[Completion]:
+        """Write greedily."""
+        ...
+
+    def next_token_log_probabilities(
+        self, prompts: Sequence[Sequence[int]], token_ids: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """Per prompt, natural log-probabilities of each of its ``token_ids`` as the next token."""
+        ...
+
+    def log_likelihoods(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> list[float]:
+        """Per prompt, the summed natural log-probability of its continuation, given the prompt."""
+        ...
+
+    def close(self) -> None:
+        """Give back memory, processes and ports."""
+        ...

@@ -1,0 +1,91 @@
+"""What a profile is: one fixed way to ask a benchmark's questions and to score the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from evaluators.answers import Answer
+from evaluators.samples import Sample
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """Whose protocol a profile follows.
+
+    Attributes:
+        repository: e.g. "open-compass/opencompass".
+        file: Path in it.
+        commit: At which it was read.
+    """
+
+    repository: str
+    file: str
+    commit: str
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an answer is written. Always greedy.
+
+    Attributes:
+        max_tokens: Most new tokens.
+        stop: Strings that end the answer; they are not part of it. The tokenizer's own end of
+            sequence always ends it.
+    """
+
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a scorer made of one answer.
+
+    Attributes:
+        extracted: The answer it found; None if it found none: an abstention, counted as wrong.
+        is_correct: Whether it is right.
+    """
+
+    extracted: str | None
+    is_correct: bool
+
+
+Scorer = Callable[[Sample, Answer], Verdict]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One fixed way to ask a benchmark's questions and to score the answers.
+
+    Attributes:
+        benchmark: e.g. "mmlu".
+        name: e.g. "oc-gen-5shot".
+        upstream: Whose protocol this is.
+        samples: Reads a data folder in the upstream layout: folder -> samples, in a fixed order.
+            Raises DataError if something is missing or damaged.
+        decoding: How answers are written; None if likelihoods of choices are compared.
+        uses_chat_template: Whether the model's chat template is applied by default.
+        scorers: "compat" follows the upstream to the letter, "strict" mends its flaws; the first
+            is the one that tables show.
+        groups: Name of an average -> its subsets, e.g. "mmlu-stem" -> 19 subjects. The benchmark's
+            own name is always the unweighted mean over all subsets, NAME + "-micro" the mean over
+            samples.
+        subsets: Names of all subsets; if one is missing there is no average.
+        text_separator: What joins messages where no chat template is applied.
+        prefix_of: Samples with an equal prefix are computed one after the other.
+    """
+
+    benchmark: str
+    name: str
+    upstream: Upstream
+    samples: Callable[[Path], list[Sample]]
+    decoding: Decoding | None
+    uses_chat_template: bool
+    scorers: Mapping[Literal["compat", "strict"], Scorer]
+    subsets: tuple[str, ...]
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    text_separator: str = "\n"
+    prefix_of: Callable[[Sample], str] = lambda sample: sample.subset
