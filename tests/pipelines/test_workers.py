@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from io import StringIO
@@ -11,8 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # before Ray is imported: loopback only
+
 import pipelines.progress
-from cluster.actors import ModelJob
+from cluster.actors import ModelJob, _Pool
 from nan_merge.errors import EvaluationError
 from nan_merge.tasks import Task, progress_to
 from pipelines.cluster_config import Cluster, StageResources
@@ -100,6 +103,54 @@ def test_an_actor_that_this_machine_has_no_place_for_is_refused_at_once(tmp_path
         job = ModelJob("a", load, ("a",), answer, [1])
         workers.serve_models("Evaluating", [job], lambda *_: None, lambda item: 1)
     assert time.monotonic() - started < 60
+
+
+def answer_slowly(model: str, item: int) -> str:
+    time.sleep(1.0)
+    return f"{model}{item}"
+
+
+@pytest.mark.ray
+def test_a_cluster_without_a_single_core_yet_is_asked_for_an_actor_for_each_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from ray.cluster_utils import Cluster as RayCluster
+
+    found = RayCluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    actors: set[int] = set()
+    wait: Any = _Pool._wait
+    grown: list[Any] = []
+
+    def grow_and_wait(pool: _Pool) -> None:
+        if not grown:  # as Ray's autoscaler would, when something is asked for
+            grown.append(found.add_node(num_cpus=2))
+        wait(pool)
+
+    monkeypatch.setattr(_Pool, "_wait", grow_and_wait)
+    try:
+        config = Cluster(address=found.address, stall_seconds=200)
+        events = EventLog(tmp_path / EVENTS_NAME)
+        progress = RunProgress(Console(file=StringIO()), events)
+        with Workers(config, progress, tmp_path) as workers:
+            jobs = [ModelJob(name, load, (name,), answer_slowly, [1, 2, 3]) for name in "ab"]
+            results: list[str] = []
+            note = lambda job, item, result: results.append(result)  # noqa: E731
+            workers.serve_models("Evaluating", jobs, note, lambda item: 1)
+    finally:
+        found.shutdown()
+    for event in read_events(tmp_path / EVENTS_NAME):
+        if event["event"] == "actor started":
+            actors.add(event["actor"])
+    assert sorted(results) == ["a1", "a2", "a3", "b1", "b2", "b3"]
+    assert actors == {0, 1}
+
+
+def test_how_many_actors_a_cluster_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    progress = RunProgress(Console(file=StringIO()))
+    for cores, wanted, expected in ((0, None, 5), (64, None, 64), (2, 40, 40), (64, 3, 3)):
+        monkeypatch.setattr("cluster.session.num_cpus", lambda cores=cores: cores)
+        workers = Workers(Cluster(address="auto", num_workers=wanted), progress)
+        assert workers._most_actors(5) == expected
 
 
 def test_tasks_that_make_heads_and_images_report_what_they_do(tmp_path: Path):
