@@ -18,6 +18,7 @@ from evaluators.training.batches import TrainingProgress
 from evaluators.training.finetune import FinetuneRecipe, finetune_image_tower
 from evaluators.training.pretrain import pretrain_clip
 from nan_merge.fingerprint import digest_text
+from nan_merge.publish import write_text_atomically
 from nan_merge.recipe import ModelReference
 from nan_merge.tasks import Task
 from pipelines.config import Experts, RunConfig
@@ -52,6 +53,7 @@ def train_experts(config: RunConfig, experts: Experts, workers: Workers) -> Trai
         for task, path in prepare_sets(experts.tasks, "train", config.seed, data, workers).items()
     }
     key = _experts_key(experts, config.seed, digests)
+    experts = with_shared_backbone(experts, config.cache)
     folder = config.cache / f"experts-{key[:16]}"
     clip = folder / "clip"
     _pretrain(experts, config.seed, data, clip, workers)
@@ -64,6 +66,21 @@ def train_experts(config: RunConfig, experts: Experts, workers: Workers) -> Trai
         ),
         key=key,
     )
+
+
+def with_shared_backbone(experts: Experts, cache: Path) -> Experts:
+    """The same models, with a configuration of the user's own copied to where all workers see it.
+
+    Workers on other nodes, or in other folders, would look for its path in vain.
+    """
+    if not experts.backbone.endswith(".json"):
+        return experts
+    text = Path(experts.backbone).read_text(encoding="utf-8")
+    # In a folder of its own: the file's name is the model's.
+    copy = cache / "backbones" / digest_text(text)[:16] / Path(experts.backbone).name
+    if not copy.is_file():
+        write_text_atomically(copy, text)
+    return experts.model_copy(update={"backbone": str(copy)})
 
 
 def data_folder(cache: Path) -> Path:
@@ -85,9 +102,12 @@ def prepare_sets(
 def _experts_key(experts: Experts, seed: int, digests: dict[str, str]) -> str:
     # A model of open_clip's own has no file; the version of open_clip stands for it.
     config = model_config_path(experts.backbone)
+    is_file = experts.backbone.endswith(".json")
+    # Of a file the content counts, and its name, which is the model's; not where it lies.
+    name = config.name if is_file else experts.backbone
     content = {
         "training": TRAINING_VERSION,
-        "experts": experts.model_dump(mode="json"),
+        "experts": experts.model_dump(mode="json") | {"backbone": name},
         "model_config": json.loads(config.read_bytes()) if config.is_file() else None,
         "seed": seed,
         "data": digests,

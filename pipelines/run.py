@@ -170,11 +170,11 @@ def merge_all(
         label = tasks[0].label if tasks else ""
         if label == "merge":
             name = f"Merging {len(outputs)} checkpoints"
-            return workers.run_tasks(name, tasks, "merge", reports=True)
+            return workers.run_tasks(name, tasks, "merge")
         names = {"norms": "Measuring norms", "magnitudes": "Counting magnitudes"}
         names |= {"thresholds": "Finding thresholds", "signs": "Counting signs"}
         names |= {"kept sums": "Summing magnitudes"}
-        return workers.run_tasks(names.get(label, label), tasks, "statistics", reports=True)
+        return workers.run_tasks(names.get(label, label), tasks, "statistics")
 
     merge_checkpoints(
         [(recipe, path) for _, recipe, path in outputs],
@@ -216,9 +216,7 @@ def norms_of(folder: Path, models: RunModels, workers: Workers) -> dict[str, dic
             return kept["norms"]
     except (OSError, ValueError, KeyError, TypeError):
         pass  # missing or damaged: a lost file costs only time
-    norms = model_norms(
-        plan, lambda tasks: workers.run_tasks("Norms", tasks, "statistics", reports=True)
-    )
+    norms = model_norms(plan, lambda tasks: workers.run_tasks("Norms", tasks, "statistics"))
     write_text_atomically(path, json.dumps({"key": key, "norms": norms}, indent=1))
     return norms
 

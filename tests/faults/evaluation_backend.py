@@ -7,6 +7,7 @@ Every load and every answer is logged, so that tests can count what was done twi
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -123,6 +124,8 @@ def _spring_trap(folder: Path, name: str) -> None:
         time.sleep(600)
     if "stop" in action:  # every thread stops, those of Ray, too
         os.kill(os.getpid(), signal.SIGSTOP)
+    if "storage" in action:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "images.npz")
     if "refuse" in action:
         raise EvaluationError(f"{name} cannot be answered. Mend it.")
     if "wait" in action:
