@@ -68,6 +68,11 @@ CASES: dict[str, Case] = {
     ),
 }
 
+# Name -> our recipe's method and coefficients.
+RECIPES = {
+    name: options for _, ours_by_name, _ in CASES.values() for name, options in ours_by_name.items()
+}
+
 
 def our_side(
     folder: Path, work: Path, options: dict[str, Any]
