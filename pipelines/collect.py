@@ -89,7 +89,7 @@ def _answers(
             return None
         # On each benchmark the row of individual models shows the model fine-tuned for it.
         candidate = candidates[benchmark if row.kind == "individual" else model]
-        answers[benchmark] = read_predictions(predictions_path(candidate, benchmark))
+        answers[benchmark] = read_predictions(predictions_path(candidate, benchmark), Prediction)
     return answers
 
 
