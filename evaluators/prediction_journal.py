@@ -24,7 +24,14 @@ R = TypeVar("R", bound=Record)
 class PredictionJournal(Generic[R]):
     """The records of one model on one benchmark while they are made. One writer at a time."""
 
-    def __init__(self, path: Path, key: str, sample_ids: Sequence[str], kind: type[R]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        key: str,
+        sample_ids: Sequence[str],
+        kind: type[R],
+        known: Sequence[R] = (),
+    ) -> None:
         """Take up the journal that an earlier run left, if it is of the same key.
 
         Args:
@@ -32,12 +39,13 @@ class PredictionJournal(Generic[R]):
             key: Of all that shapes the predictions.
             sample_ids: Of every sample of the benchmark, in its order.
             kind: Class of the records, e.g. `Prediction`.
+            known: Records of some of the samples, made under the same key.
         """
         self.path = path
         self._kind = kind
         self._journal = path.with_name(f".{path.name}.partial")
         self._key, self.sample_ids = key, tuple(sample_ids)
-        self._kept = self._take_up()
+        self._kept = {each.sample_id: each for each in known} | self._take_up()
 
     def missing(self, shards: Sequence[Sequence[int]]) -> list[int]:
         """Which shards, lists of places in the samples, are not answered in full."""

