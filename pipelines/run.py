@@ -270,7 +270,7 @@ def _publish(
     folder = config.folder
     rows = write_results(results, folder)
     write_text_atomically(folder / "config.yaml", results.config_yaml)
-    report = write_report(results, folder)
+    report = write_report(results, folder, config.published)
     look: list[str] = []
     if config.track.mlflow:
         predictions = {item.name: item.predictions for item in candidates}
