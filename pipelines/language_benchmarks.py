@@ -48,9 +48,9 @@ class OpenBenchmark:
 
 def language_benchmark_names() -> list[str]:
     """Names of all language benchmarks that have profiles."""
-    from evaluators.benchmarks.mmlu import PROFILES
+    from evaluators.benchmarks import PROFILES
 
-    return list(dict.fromkeys(each.benchmark for each in PROFILES))
+    return list(dict.fromkeys(benchmark for benchmark, _ in PROFILES))
 
 
 def find_profile(name: str, profile: str | None) -> Profile:
@@ -59,26 +59,22 @@ def find_profile(name: str, profile: str | None) -> Profile:
     Raises:
         ConfigError: If there is no such benchmark or profile; the message lists what there is.
     """
-    from evaluators.benchmarks.mmlu import PROFILES
+    from evaluators.benchmarks import PROFILES
 
     if name.endswith((".yaml", ".yml")):
         return _own_profile(Path(name), profile)
-    found = [each for each in PROFILES if each.benchmark == name]
-    if not found:
+    known = [each for benchmark, each in PROFILES if benchmark == name]
+    if not known:
         names = language_benchmark_names()
         raise ConfigError(
             f"No benchmark is called {name!r}, have {', '.join(names)}{did_you_mean(name, names)}. "
             "A file that describes one of your own ends with .yaml."
         )
-    if profile is None:
-        return found[0]
-    for each in found:
-        if each.name == profile:
-            return each
-    names = [each.name for each in found]
-    raise ConfigError(
-        f"{name} has no profile {profile!r}, have {', '.join(names)}{did_you_mean(profile, names)}."
-    )
+    found = PROFILES.get((name, profile or known[0]))
+    if found is None:
+        near = did_you_mean(profile or "", known)
+        raise ConfigError(f"{name} has no profile {profile!r}, have {', '.join(known)}{near}.")
+    return found
 
 
 def open_benchmark(spec: BenchmarkSpec, data: Path | None = None) -> OpenBenchmark:

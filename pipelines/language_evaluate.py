@@ -103,10 +103,10 @@ def _missing(record: Record, benchmark: OpenBenchmark) -> _Missing | None:
     # A record that answers some samples, because fewer were asked, is added to.
     ids = [each.id for each in benchmark.samples if each.id in benchmark.asked | known_ids]
     journal = PredictionJournal(path, key, ids, Answer, known)
-    # Shards are of all that is asked, so that they do not depend on where a run was killed.
+    # Not of what the journal lacks, so that shards do not depend on where a run was killed.
     shards = language_shards(
         benchmark.profile,
-        [each for each in benchmark.samples if each.id in benchmark.asked],
+        [each for each in benchmark.samples if each.id in benchmark.asked - known_ids],
         uses_chat_template=benchmark.uses_chat_template,
     )
     places = {sample_id: place for place, sample_id in enumerate(ids)}

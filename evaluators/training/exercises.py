@@ -21,10 +21,10 @@ NAMES = (
 )  # fmt: skip
 THINGS = ("apples", "pens", "stickers", "marbles", "books", "eggs", "coins", "shells", "tickets")
 COUNTED = {
-    "fruit": ("apple", "banana", "plum", "peach", "grape", "orange", "strawberry", "nectarine"),
+    "fruits": ("apple", "banana", "plum", "pear", "grape", "orange", "lemon", "nectarine"),
     "musical instruments": ("violin", "piano", "flute", "trumpet", "drum", "clarinet", "accordion"),
-    "animals": ("cat", "dog", "goat", "rabbit", "snail", "duck", "mouse", "frog", "donkey"),
-    "vegetables": ("carrot", "onion", "cabbage", "potato", "garlic", "yam", "cauliflower"),
+    "animals": ("cat", "dog", "goat", "rabbit", "snail", "duck", "hen", "frog", "donkey"),
+    "vegetables": ("carrot", "onion", "cabbage", "leek", "turnip", "yam", "cauliflower"),
 }
 NUMBER_WORDS = ("", "a", "two", "three", "four", "five", "six")
 
