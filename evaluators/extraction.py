@@ -116,7 +116,7 @@ def stated_label(text: str, labels: Sequence[str]) -> str | None:
     that begins with the label alone: "B", "(B)", "B. Paris". What the model wrote after a next
     question of its own does not count. A letter that merely occurs somewhere is no answer.
     """
-    text = before_next_question(re.sub(r"[*`$_]|\\text|\\mathrm|\\\(|\\\)", "", text))
+    text = without_markup(before_next_question(text))
     stated, alone = _stated_patterns("".join(labels))
     found = stated.findall(text) or alone.findall(text.strip())
     return found[-1].upper() if found else None
@@ -125,6 +125,11 @@ def stated_label(text: str, labels: Sequence[str]) -> str | None:
 def before_next_question(text: str) -> str:
     """What a model wrote before it made up a next question, as base models do."""
     return re.split(r"\n\s*(?:Q:|Question:|题目[:：])", text, maxsplit=1)[0]
+
+
+def without_markup(text: str) -> str:
+    """Text without Markdown's emphasis and the signs of LaTeX around a formula."""
+    return re.sub(r"[*`$_]|\\(?:text|mathrm|mathbf)|\\[()\[\]]", "", text)
 
 
 @lru_cache

@@ -75,6 +75,8 @@ class Profile:
             samples.
         subsets: Names of all subsets; if one is missing there is no average.
         text_separator: What joins messages where no chat template is applied.
+        user_turn_end: What upstream adds to every user's message where a chat template is
+            applied, and only there.
         prefix_of: Samples with an equal prefix are computed one after the other.
     """
 
@@ -88,4 +90,5 @@ class Profile:
     subsets: tuple[str, ...]
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     text_separator: str = "\n"
+    user_turn_end: str = ""
     prefix_of: Callable[[Sample], str] = lambda sample: sample.subset

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 
 from evaluators.answers import Answer
 from evaluators.profiles import Scorer, Verdict
@@ -33,27 +34,31 @@ def sole_likeliest_choice(sample: Sample, answer: Answer) -> Verdict:
     return Verdict(found[0], found[0] == sample.gold) if len(found) == 1 else Verdict(None, False)
 
 
-def written_label(extract: ExtractLabel) -> Scorer:
-    """Right if the label that is extracted from what was written is the gold one."""
+def written_label(extract: ExtractLabel, is_equal: IsEqual = operator.eq) -> Scorer:
+    """Right if what is extracted from what was written equals the gold answer.
+
+    Args:
+        extract: Completion and labels -> answer, None if there is none.
+        is_equal: Takes the answer and the gold answer as the data has it.
+    """
 
     def score(sample: Sample, answer: Answer) -> Verdict:
         found = extract(answer.completion, sample.labels)
-        return Verdict(found, found == sample.gold)
+        return Verdict(found, found is not None and is_equal(found, sample.gold))
 
     return score
 
 
 def written_text(extract: ExtractText, is_equal: IsEqual) -> Scorer:
-    """Right if what is extracted from what was written equals the gold answer.
+    """As `written_label`, where labels play no part."""
+    return written_label(lambda text, labels: extract(text), is_equal)
 
-    Args:
-        extract: Completion -> answer, None if there is none.
-        is_equal: Takes the answer and the gold answer as the data has it.
-    """
+
+def by_subset(scorers: Mapping[str, Scorer]) -> Scorer:
+    """Each subset has a scorer of its own."""
 
     def score(sample: Sample, answer: Answer) -> Verdict:
-        found = extract(answer.completion)
-        return Verdict(found, found is not None and is_equal(found, sample.gold))
+        return scorers[sample.subset](sample, answer)
 
     return score
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from evaluators.benchmarks.files import read_json_lines, text_field
-from evaluators.benchmarks.upstreams import opencompass
+from evaluators.benchmarks.upstreams import USER_TURN_END, opencompass
 from evaluators.extraction_numbers import (
     numbers_equal,
     opencompass_number,
@@ -102,6 +102,7 @@ PROFILES = (
         samples=_reader(_ask_as_opencompass),
         decoding=Decoding(512),
         uses_chat_template=True,
+        user_turn_end=USER_TURN_END,
         scorers={
             "compat": written_text(opencompass_number, opencompass_number_equal),
             "strict": _STRICT,

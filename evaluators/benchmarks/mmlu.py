@@ -14,11 +14,12 @@ from evaluators.benchmarks.mmlu_subjects import GROUPS, SUBJECTS
 from evaluators.benchmarks.questions import (
     LABELS,
     Question,
+    between_lines,
     clusters,
     read_questions,
     read_shots,
 )
-from evaluators.benchmarks.upstreams import opencompass
+from evaluators.benchmarks.upstreams import MAX_TOKENS, USER_TURN_END, opencompass
 from evaluators.extraction import (
     answer_pattern,
     first_option,
@@ -57,15 +58,15 @@ def _reader(build: BuildSample, num_shots: int) -> Callable[[Path], list[Sample]
 def _by_likelihood(
     subject: str, sample_id: str, cluster: str, question: Question, shots: list[Question]
 ) -> Sample:
-    # Two blanks before the subject, and a blank line after every example: both are upstream's.
+    # Two blanks before the subject and an empty line between examples are upstream's.
     name = subject.replace("_", " ")
     return Sample(
         id=sample_id,
         cluster_id=cluster,
         subset=subject,
         lead=f"The following are multiple choice questions (with answers) about  {name}.\n\n",
-        shots=tuple(f"{each.with_options()}\nAnswer: {each.answer}\n\n" for each in shots),
-        question=f"{question.with_options()}\nAnswer:",
+        shots=between_lines(f"{each.with_options()}\nAnswer: {each.answer}\n" for each in shots),
+        question=f"\n{question.with_options()}\nAnswer:",
         choices=tuple(f" {label}" for label in LABELS),
         labels=LABELS,
         gold=question.answer,
@@ -118,8 +119,6 @@ def _step_by_step(
 
 
 _CONFIGS = "opencompass/configs/datasets/mmlu"
-# What OpenCompass' model configurations of Llama 2 give where a benchmark's own gives nothing.
-_MAX_TOKENS = 1024
 
 PROFILES = (
     Profile(
@@ -138,8 +137,9 @@ PROFILES = (
         name="oc-gen-5shot",
         upstream=opencompass(f"{_CONFIGS}/mmlu_gen_4d595a.py"),
         samples=_reader(_in_writing, 5),
-        decoding=Decoding(_MAX_TOKENS),
+        decoding=Decoding(MAX_TOKENS),
         uses_chat_template=True,
+        user_turn_end=USER_TURN_END,
         scorers={"compat": written_label(first_option), "strict": written_label(stated_label)},
         subsets=SUBJECTS,
         groups=GROUPS,
@@ -149,8 +149,9 @@ PROFILES = (
         name="oc-gen-0shot",
         upstream=opencompass(f"{_CONFIGS}/mmlu_openai_simple_evals_gen_b618ea.py"),
         samples=_reader(_step_by_step, 0),
-        decoding=Decoding(_MAX_TOKENS),
+        decoding=Decoding(MAX_TOKENS),
         uses_chat_template=True,
+        user_turn_end=USER_TURN_END,
         scorers={"compat": written_label(answer_pattern), "strict": written_label(stated_label)},
         subsets=SUBJECTS,
         groups=GROUPS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +66,14 @@ def read_shots(path: Path, header: Sequence[str] | None = None) -> list[Question
     if len(shots) < NUM_SHOTS:
         raise DataError(f"{path}: has {len(shots)} examples, expected {NUM_SHOTS}")
     return shots[:NUM_SHOTS]
+
+
+def between_lines(shots: Iterable[str]) -> tuple[str, ...]:
+    """Solved examples with a line end between them; the question then begins with one.
+
+    So any number of them gives what OpenCompass gives (icl_base_retriever.py), none included.
+    """
+    return tuple(f"\n{shot}" if number else shot for number, shot in enumerate(shots))
 
 
 def clusters(subset: str, texts: Sequence[str]) -> list[str]:
