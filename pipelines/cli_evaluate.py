@@ -159,6 +159,30 @@ def rescore(
         rescore_command(folder, data, open_console())
 
 
+@app.command(
+    name="import",
+    epilog="Examples:\n\nnan-merge import lm_eval_results/ imported/\n\n"
+    "nan-merge import outputs/default/20260101_120000 imported/\n\n"
+    "nan-merge predictions show imported/ --wrong",
+)
+def import_results(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="Results of lm-evaluation-harness or OpenCompass."),
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the records.")],
+    debug: Debug = False,
+) -> None:
+    """Take results of lm-evaluation-harness or OpenCompass into records of ours.
+
+    Their prompts, completions and verdicts stay as they are; nothing is scored anew.
+    """
+    with explain_errors(debug):
+        from pipelines.language_command import import_command
+
+        import_command(folder, output, open_console())
+
+
 @predictions.command(
     epilog="Examples:\n\nnan-merge predictions show runs/evaluations/merged --wrong --limit 3\n\n"
     "nan-merge predictions show runs/table2 --benchmark mmlu --sample anatomy/17"

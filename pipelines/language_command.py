@@ -7,14 +7,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nan_merge.errors import ConfigError
+from nan_merge.errors import ConfigError, DataError
 from pipelines.cluster_config import Cluster
 from pipelines.extras import require
+from pipelines.import_lm_eval import is_lm_eval_folder, read_lm_eval
+from pipelines.import_opencompass import is_opencompass_folder, read_opencompass
+from pipelines.imported import write_imported
 from pipelines.interrupt import noticing_interrupts
 from pipelines.language_benchmarks import OpenBenchmark, open_benchmark
 from pipelines.language_config import BackendSpec, BenchmarkSpec
 from pipelines.language_evaluate import LanguageCandidate, answer_benchmarks
-from pipelines.language_records import find_records
+from pipelines.language_records import OWN_SOURCE, Record, find_records
 from pipelines.language_scores import (
     ScoredRecord,
     benchmark_of,
@@ -91,20 +94,51 @@ def rescore_command(folder: Path, data: Path | None, console: Console) -> list[S
     Raises:
         DataError: If there are no records, or their data is gone or changed.
     """
-    opened: dict[tuple[str, str, str, bool], OpenBenchmark] = {}
+    opened: dict[tuple[str, ...], OpenBenchmark] = {}
     scored: list[ScoredRecord] = []
     for record in find_records(folder):
-        info = record.info
-        key = (info.benchmark, info.profile, info.data, info.uses_chat_template)
+        if not record.path.is_file():
+            continue
+        key = _questions_key(record)
         if key not in opened:
-            opened[key] = benchmark_of(info, data)
+            opened[key] = benchmark_of(record, data)
         benchmark = opened[key]
-        if record.path.is_file():
-            scored += [score_record(record, benchmark, each) for each in benchmark.profile.scorers]
+        scored += [score_record(record, benchmark, each) for each in benchmark.profile.scorers]
     write_json(folder / SCORES_NAME, scores_json(scored))
     _print(scored, folder.name, console)
     console.print(f"\nScores  {folder / SCORES_NAME}", markup=False, highlight=False)
     return scored
+
+
+def import_command(folder: Path, output: Path, console: Console) -> list[ScoredRecord]:
+    """Take another harness' results into records of ours, and print their scores.
+
+    Raises:
+        DataError: If the folder is of no harness that is known, or its files are damaged.
+    """
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}.")
+    if is_lm_eval_folder(folder):
+        found = read_lm_eval(folder)
+    elif is_opencompass_folder(folder):
+        found = read_opencompass(folder)
+    else:
+        raise DataError(
+            f"{folder} is neither of lm-evaluation-harness (results_*.json and samples_*.jsonl) "
+            "nor of OpenCompass (predictions/ and results/)."
+        )
+    with sole_writer(output):
+        for each in found:
+            write_imported(each, output / PREDICTIONS_FOLDER / slug(each.model))
+    return rescore_command(output, None, console)
+
+
+def _questions_key(record: Record) -> tuple[str, ...]:
+    """Records of several models that answer the same questions share it."""
+    info = record.info
+    own = "" if info.source == OWN_SOURCE else str(record.path)
+    chat = str(info.uses_chat_template)
+    return (info.benchmark, info.profile, info.data, str(info.made_of.get("data")), chat, own)
 
 
 def _print(scored: Sequence[ScoredRecord], title: str, console: Console) -> None:

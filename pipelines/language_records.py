@@ -28,6 +28,7 @@ from pipelines.run_folder import slug
 
 INFERENCE_VERSION = 1
 """Raise it when the code would give other answers to the same prompts."""
+OWN_SOURCE = "nan-merge"
 # Files that shape prompts or answers besides the weights.
 SHAPING_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 
@@ -58,7 +59,7 @@ class RecordInfo:
     uses_chat_template: bool
     engine: dict[str, Any]
     made_of: dict[str, Any] = field(default_factory=dict[str, Any])
-    source: str = "nan-merge"
+    source: str = OWN_SOURCE
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from evaluators.scores import Score
 from nan_merge.errors import DataError
 from pipelines.language_benchmarks import OpenBenchmark, open_benchmark
 from pipelines.language_config import BenchmarkSpec
-from pipelines.language_records import Record, RecordInfo
+from pipelines.language_records import OWN_SOURCE, Record
 from pipelines.sheet import MISSING, Cell, Line, Sheet
 
 
@@ -92,16 +92,19 @@ def score_record(
     return ScoredRecord(record, score_benchmark(benchmark.profile, outcomes, scorer))
 
 
-def benchmark_of(info: RecordInfo, data: Path | None = None) -> OpenBenchmark:
+def benchmark_of(record: Record, data: Path | None = None) -> OpenBenchmark:
     """Open the benchmark that a record answers.
 
     Args:
-        info: The record's.
+        record: The answers.
         data: Its data's folder; where it lay when it was asked, if None.
 
     Raises:
         DataError: If the data is missing or damaged.
     """
+    info = record.info
+    if info.source != OWN_SOURCE:
+        return imported_benchmark(record)
     own = info.benchmark.endswith((".yaml", ".yml"))
     return open_benchmark(
         BenchmarkSpec(

@@ -53,7 +53,7 @@ def show_predictions(
         raise ConfigError(f"{folder} holds no predictions on {benchmark}.")
     num_shown, is_known = 0, sample is None
     for record in records:
-        opened = benchmark_of(record.info, data)
+        opened = benchmark_of(record, data)
         asked = frozenset({sample}) if sample is not None else None
         if sample is not None and sample not in {each.sample_id for each in record.answers()}:
             continue

@@ -6,16 +6,12 @@ files; no model is run.
 """
 
 import os
-import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evaluators.answers import Answer
 from evaluators.benchmarks import PROFILES
-from evaluators.benchmarks.ceval_subjects import SUBJECTS as CEVAL_SUBJECTS
 from evaluators.profiles import Profile
 from evaluators.samples import Message, Piece, Sample
 
