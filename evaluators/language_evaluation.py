@@ -42,7 +42,8 @@ class LanguageModelOptions:
         max_length: Most tokens of a prompt and its answer together; by default the model's own.
         tensor_parallel: For vLLM, over how many GPUs a model is spread.
         batch_tokens: For transformers, most tokens of a batch, padding included.
-        eager: For vLLM, whether it starts at once instead of compiling the model first.
+        eager: For vLLM, whether it starts at once instead of compiling the model first; by default
+            on a CPU.
         gpu_memory: For vLLM on a GPU, the share of its memory that it may take.
         kv_cache_gib: For vLLM on a CPU, GiB for the keys and values of what it has read.
     """
@@ -53,7 +54,7 @@ class LanguageModelOptions:
     max_length: int | None = None
     tensor_parallel: int = 1
     batch_tokens: int = 8192
-    eager: bool = False
+    eager: bool | None = None
     gpu_memory: float = 0.9
     kv_cache_gib: int = 2
 

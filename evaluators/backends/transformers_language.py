@@ -129,7 +129,7 @@ class TransformersLanguageModel:
         reuse_prefixes: bool,
     ) -> None:
         self.max_length = max_length
-        self._model = model
+        self._model: Any = model
         self._tokenizer, self._end_ids = tokenizer, tuple(end_ids)
         self._batch_tokens, self._reuse_prefixes = batch_tokens, reuse_prefixes
         self._picks_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
