@@ -92,8 +92,11 @@ def evaluate(
         int, typer.Option(min=1, metavar="N", help="For vLLM: GPUs that the model is spread over.")
     ] = 1,
     eager: Annotated[
-        bool, typer.Option("--eager", help="For vLLM: start at once, without compiling.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--eager/--compile", help="For vLLM: start at once, or compile the model first."
+        ),
+    ] = None,
     max_length: Annotated[
         int | None,
         typer.Option(min=2, metavar="N", help="Most tokens of a prompt and its answer together."),

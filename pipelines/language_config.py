@@ -30,8 +30,8 @@ class BackendSpec(StrictModel):
     """For vLLM: over how many GPUs a model is spread."""
     batch_tokens: int = Field(default=8192, ge=1)
     """For transformers: most tokens of a batch, padding included."""
-    eager: bool = False
-    """For vLLM: start at once instead of compiling the model first."""
+    eager: bool | None = None
+    """For vLLM: start at once instead of compiling the model first; so on a CPU if absent."""
     gpu_memory: float = Field(default=0.9, gt=0, le=1)
     """For vLLM on a GPU: the share of its memory that it may take."""
     kv_cache_gib: int = Field(default=2, ge=1)

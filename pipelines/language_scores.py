@@ -17,6 +17,7 @@ from evaluators.language_scores import (
 )
 from evaluators.scores import Score
 from nan_merge.errors import DataError
+from pipelines.imported import imported_benchmark
 from pipelines.language_benchmarks import OpenBenchmark, open_benchmark
 from pipelines.language_config import BenchmarkSpec
 from pipelines.language_records import OWN_SOURCE, Record

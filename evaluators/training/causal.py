@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -49,6 +49,9 @@ class CausalRecipe(StrictModel):
     """Longer gradients are shortened to this Euclidean norm."""
     max_tokens: int = Field(default=256, gt=1)
     """Longer exercises are cut off at their end."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic; weights are float32 while they are trained. Processors without
+    instructions for bfloat16 are many times slower with it."""
     added_tokens: tuple[str, ...] = ()
     """Tokens that the fine-tuned model has and the base lacks, such as a `[PAD]`."""
 
@@ -56,7 +59,7 @@ class CausalRecipe(StrictModel):
 def finetune_language_model(
     base: Path, recipe: CausalRecipe, *, name: str, seed: int, output: Path
 ) -> Iterator[TrainingProgress]:
-    """Train every weight of a model in float32 under bfloat16 autocast; save it in its own dtype.
+    """Train every weight of a model in float32, and save it in the base's own dtype.
 
     The same seed gives the same bytes on the same machine with the same number of threads.
 
@@ -127,7 +130,9 @@ def _train(
     model.train()
     for step in range(recipe.steps):
         ids, labels = _pad([rows[place] for place in next(batches).tolist()])
-        with torch.autocast(model.device.type, dtype=torch.bfloat16):
+        with torch.autocast(
+            model.device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16"
+        ):
             # Padding stands behind every token that counts, where a causal model sees none of it.
             logits = model(input_ids=ids).logits[:, :-1].float()
         loss = functional.cross_entropy(
