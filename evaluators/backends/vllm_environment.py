@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 
 from nan_merge.errors import MissingExtraError
@@ -17,6 +18,7 @@ from nan_merge.errors import MissingExtraError
 _PREFIX = re.compile(r"^(\(\w+ pid=\d+\) )*((?P<level>[A-Z]+) \d\d-\d\d [\d:.]+ \[\S+\] ?)?")
 _ERROR = re.compile(r"^[\w.]*(Error|Exception|Interrupt|Killed)\b")
 _HEARSAY = ("Engine core initialization failed", "WorkerProc initialization failed")
+_ANOTHER = ("Traceback", "Process ", "During handling", "The above exception", "[", "EngineCore")
 _MOST_LINES = 12
 
 
@@ -41,20 +43,23 @@ def engine_variables(kv_cache_gib: int, folder: Path) -> dict[str, str]:
 
     Args:
         kv_cache_gib: On a CPU, GiB for keys and values.
-        folder: Short-lived, for the sockets between its processes.
+        folder: For sockets and temporary files of its processes.
     """
     wanted = {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
+        "VLLM_HOST_IP": "127.0.0.1",
         "TOKENIZERS_PARALLELISM": "true",
         "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
         # Not fork: this process may hold threads, Ray's or torch's, that do not survive it.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_RPC_BASE_PATH": str(folder),
+        "TMPDIR": str(folder),
         **_thread_variables(),
     }
-    return {name: value for name, value in wanted.items() if name not in os.environ}
+    own = {"VLLM_RPC_BASE_PATH", "TMPDIR"}
+    return {name: value for name, value in wanted.items() if name in own or name not in os.environ}
 
 
 def _thread_variables() -> dict[str, str]:
@@ -115,23 +120,34 @@ def new_engine_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="nan-merge-"))
 
 
-def last_words(log: Path) -> str:
+def last_words(log: Path, start: int = 0) -> str:
     """Why an engine ended, as far as its log says: the first error and what follows it.
 
     vLLM's processes hand an error up, so the first one is the cause. Where there is none, it is
     the end of the log.
+
+    Args:
+        log: What the engine printed.
+        start: Bytes at the beginning that are an earlier engine's.
     """
-    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    lines = [_PREFIX.sub("", line).rstrip() for line in text.splitlines()]
-    for at, line in enumerate(lines):
+    printed = log.read_bytes() if log.is_file() else b""
+    text = printed[start:].decode(errors="replace")
+    found = [(match["level"], line[match.end() :].rstrip()) for match, line in _lines(text)]
+    for at, (_, line) in enumerate(found):
         if _ERROR.match(line) and not any(words in line for words in _HEARSAY):
-            told = [line, *_until_traceback(lines[at + 1 :])]
+            told = [line, *takewhile(bool, (_continued(*each) for each in found[at + 1 :]))]
             return "\n".join(told[:_MOST_LINES])
-    return "\n".join([line for line in lines if line][-_MOST_LINES:]) or "it said nothing"
+    return "\n".join([line for _, line in found if line][-_MOST_LINES:]) or "It said nothing."
 
 
-def _until_traceback(lines: list[str]) -> Iterator[str]:
-    for line in lines:
-        if not line or line.startswith(("Traceback", "Process ", "During handling", "[rank")):
-            return
-        yield line
+def _lines(text: str) -> Iterator[tuple[re.Match[str], str]]:
+    for line in text.splitlines():
+        match = _PREFIX.match(line)
+        assert match is not None, "the prefix may be empty"
+        yield match, line
+
+
+def _continued(level: str | None, line: str) -> str:
+    """The line if it still belongs to an error, else nothing."""
+    is_another = level not in (None, "ERROR") or line.startswith(_ANOTHER)
+    return "" if is_another else line
