@@ -20,16 +20,22 @@ def published_sheet(results: RunResults, published: Published) -> Sheet:
         pairs = [*zip(ours, theirs, strict=True), (_mean(ours), _mean(theirs))]
         cells = tuple(Cell(f"{_text(own)} ({_text(other)})") for own, other in pairs)
         lines.append(Line(model, cells))
+    partial = [name for name in results.benchmarks() if name.endswith(" subsets)")]
     caption = f"In %: this run's number, and in brackets that of {published.source}."
     if published.note:
         caption += f" {published.note}"
+    if partial:
+        caption += f" This run asked only a part: {', '.join(partial)}."
     title = f"Beside {published.source}"
     return Sheet(title, "model", (*columns, "average"), tuple(lines), caption)
 
 
 def _ours(results: RunResults, model: str, column: str) -> float | None:
-    row = results.row(model, column)
-    return row.value * 100 if row is not None else None
+    for row in results.rows:
+        # A column over some subsets alone is called "mmlu (3 of 57 subsets)".
+        if row.model == model and row.benchmark.partition(" (")[0] == column:
+            return row.value * 100
+    return None
 
 
 def _mean(values: list[float | None]) -> float | None:
