@@ -93,7 +93,7 @@ def end_token_ids(tokenizer: Any, folder: Path) -> tuple[int, ...]:
             named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
         except (OSError, ValueError, AttributeError) as error:
             raise CheckpointError(f"Cannot read {path}: {error}") from error
-        ids.update(each for each in (named if isinstance(named, list) else [named]) if each)
+        ids.update(named if isinstance(named, list) else [] if named is None else [named])
     return tuple(sorted(ids))
 
 

@@ -28,7 +28,7 @@ from evaluators.backends.vllm_environment import (
 )
 from evaluators.profiles import Decoding
 from evaluators.rendering import end_token_ids, load_tokenizer, stop_token_ids
-from nan_merge.errors import EvaluationError
+from nan_merge.errors import EngineDiedError, EvaluationError
 
 CPU_BLOCK_SIZE = 32
 """Tokens in a block of keys and values on a CPU: a prefix is reused in whole blocks."""
@@ -141,7 +141,8 @@ class VllmLanguageModel:
         """Write greedily; an answer that meets the end of the context is cut off.
 
         Raises:
-            EvaluationError: If the model's logits are not numbers, or the engine ends.
+            EngineDiedError: If the engine ended while it worked; so do the other methods.
+            EvaluationError: If the model's logits are not numbers.
         """
         from vllm import SamplingParams
 
@@ -252,7 +253,7 @@ class VllmLanguageModel:
             if not isinstance(error, EngineDeadError):
                 raise
             words = last_words(self._workplace / "engine.log")
-            raise EvaluationError(f"vLLM ended while it worked:\n{words}") from error
+            raise EngineDiedError(f"vLLM ended while it worked:\n{words}") from error
 
     def _completion(self, output: Any) -> Completion:
         text, tokens = output.text, list(output.token_ids)
