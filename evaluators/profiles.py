@@ -54,6 +54,7 @@ class Verdict:
 
 
 Scorer = Callable[[Sample, Answer], Verdict]
+ScorerName = Literal["compat", "strict"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Profile:
     samples: Callable[[Path], list[Sample]]
     decoding: Decoding | None
     uses_chat_template: bool
-    scorers: Mapping[Literal["compat", "strict"], Scorer]
+    scorers: Mapping[ScorerName, Scorer]
     subsets: tuple[str, ...]
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     text_separator: str = "\n"

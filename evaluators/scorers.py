@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 
 from evaluators.answers import Answer
-from evaluators.profiles import Scorer, Verdict
+from evaluators.profiles import Scorer, ScorerName, Verdict
 from evaluators.samples import Sample
 
 ExtractLabel = Callable[[str, Sequence[str]], str | None]
@@ -32,6 +32,12 @@ def sole_likeliest_choice(sample: Sample, answer: Answer) -> Verdict:
     """As `likeliest_choice`, but equals are an abstention: the first label has no precedence."""
     found = _likeliest(sample, answer)
     return Verdict(found[0], found[0] == sample.gold) if len(found) == 1 else Verdict(None, False)
+
+
+CHOICE_SCORERS: dict[ScorerName, Scorer] = {
+    "compat": likeliest_choice,
+    "strict": sole_likeliest_choice,
+}
 
 
 def written_label(extract: ExtractLabel, is_equal: IsEqual = operator.eq) -> Scorer:

@@ -24,7 +24,7 @@ from evaluators.benchmarks.upstreams import MAX_TOKENS, USER_TURN_END, opencompa
 from evaluators.extraction import first_capital, stated_label
 from evaluators.profiles import Decoding, Profile
 from evaluators.samples import Message, Piece, Sample
-from evaluators.scorers import likeliest_choice, sole_likeliest_choice, written_label
+from evaluators.scorers import CHOICE_SCORERS, written_label
 from nan_merge.errors import DataError
 
 COLUMNS = ("id", "question", *LABELS, "answer")
@@ -134,7 +134,6 @@ def _show_base(name: str, shots: list[Question]) -> tuple[Piece, ...]:
 
 def _profiles(benchmark: str, split: str) -> tuple[Profile, ...]:
     configs = "opencompass/configs/datasets/ceval"
-    likelihood = {"compat": likeliest_choice, "strict": sole_likeliest_choice}
     groups = {f"{benchmark}-{name}": subjects for name, subjects in GROUPS.items()}
     return (
         Profile(
@@ -156,7 +155,7 @@ def _profiles(benchmark: str, split: str) -> tuple[Profile, ...]:
             samples=_reader(split, _PPL),
             decoding=None,
             uses_chat_template=False,
-            scorers=likelihood,
+            scorers=CHOICE_SCORERS,
             subsets=SUBJECTS,
             groups=groups,
         ),
@@ -167,7 +166,7 @@ def _profiles(benchmark: str, split: str) -> tuple[Profile, ...]:
             samples=_reader(split, _PPL_BASE),
             decoding=None,
             uses_chat_template=False,
-            scorers=likelihood,
+            scorers=CHOICE_SCORERS,
             subsets=SUBJECTS,
             groups=groups,
         ),

@@ -13,14 +13,15 @@ from functools import lru_cache
 from pathlib import Path
 
 from evaluators.benchmarks.files import read_json_lines, text_field
-from evaluators.benchmarks.upstreams import USER_TURN_END, opencompass
+from evaluators.benchmarks.upstreams import USER_TURN_END, opencompass, qwen_math
 from evaluators.extraction_numbers import (
     numbers_equal,
     opencompass_number,
     opencompass_number_equal,
     stated_number,
 )
-from evaluators.profiles import Decoding, Profile, Scorer
+from evaluators.extraction_qwen_math import qwen_math_answer, qwen_math_equal
+from evaluators.profiles import Decoding, Profile, Scorer, ScorerName
 from evaluators.samples import Message, Piece, Sample
 from evaluators.scorers import written_text
 from nan_merge.errors import DataError
@@ -90,11 +91,50 @@ def _ask_as_opencompass(text: str) -> tuple[Piece, tuple[Piece, ...]]:
     return (turn(text),), tuple(shots)
 
 
-_OC_SHOTS = solved_examples("oc")
+def _ask_as_cot(text: str) -> tuple[Piece, tuple[Piece, ...]]:
+    shots = (f"Question: {asked}\nAnswer: {solution}\n\n\n" for asked, solution in _COT_SHOTS)
+    return f"Question: {text.strip()}\nAnswer:", tuple(shots)
+
+
+def _ask_as_qwen(text: str) -> tuple[Piece, tuple[Piece, ...]]:
+    # The turns of a chat are part of the protocol: a model is asked in these words whatever its
+    # own template.
+    system = "Please reason step by step, and put your final answer within \\boxed{}."
+    turns = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{text.strip()}<|im_end|>\n"
+    return f"{turns}<|im_start|>assistant\n", ()
+
+
+def _ask_as_wizard(text: str) -> tuple[Piece, tuple[Piece, ...]]:
+    question = f"### Instruction:\n{text.strip()}\n\n### Response: Let's think step by step."
+    return question, ()
+
+
+_OC_SHOTS, _COT_SHOTS = solved_examples("oc"), solved_examples("cot")
 _STRICT: Scorer = written_text(stated_number, numbers_equal)
+_QWEN_SCORERS: dict[ScorerName, Scorer] = {
+    "compat": written_text(qwen_math_answer, qwen_math_equal),
+    "strict": _STRICT,
+}
+_QWEN_STOP = ("</s>", "<|im_end|>", "<|endoftext|>")
+
+
+def _qwen_profile(name: str, ask: Ask, stop: tuple[str, ...] = ()) -> Profile:
+    return Profile(
+        benchmark="gsm8k",
+        name=name,
+        upstream=qwen_math("evaluation/utils.py"),
+        samples=_reader(ask),
+        decoding=Decoding(2048, (*_QWEN_STOP, *stop)),
+        uses_chat_template=False,
+        scorers=_QWEN_SCORERS,
+        subsets=(SUBSET,),
+    )
 
 
 PROFILES = (
+    _qwen_profile("qwen25-math-cot", _ask_as_qwen),
+    _qwen_profile("cot", _ask_as_cot, ("\n\nQuestion:",)),
+    _qwen_profile("qwen25-wizard-zs", _ask_as_wizard, ("Instruction", "Response")),
     Profile(
         benchmark="gsm8k",
         name="oc",

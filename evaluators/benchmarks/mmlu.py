@@ -27,7 +27,7 @@ from evaluators.extraction import (
 )
 from evaluators.profiles import Decoding, Profile
 from evaluators.samples import Message, Sample
-from evaluators.scorers import likeliest_choice, sole_likeliest_choice, written_label
+from evaluators.scorers import CHOICE_SCORERS, written_label
 
 BuildSample = Callable[[str, str, str, Question, list[Question]], Sample]
 
@@ -128,7 +128,7 @@ PROFILES = (
         samples=_reader(_by_likelihood, 5),
         decoding=None,
         uses_chat_template=False,
-        scorers={"compat": likeliest_choice, "strict": sole_likeliest_choice},
+        scorers=CHOICE_SCORERS,
         subsets=SUBJECTS,
         groups=GROUPS,
     ),
