@@ -34,6 +34,21 @@ def fetch(
         )
 
 
+@data.command(
+    epilog="Examples:\n\nnan-merge data verify data/\n\n"
+    "DIR holds a folder for each benchmark: DIR/mmlu, DIR/gsm8k, ..."
+)
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="With a folder per benchmark.")],
+    debug: Debug = False,
+) -> None:
+    """Check that data is whole and every question can be scored; print counts and digests."""
+    with explain_errors(debug):
+        from pipelines.data_verify import verify_command
+
+        verify_command(folder, open_console())
+
+
 @app.command(
     epilog="Examples:\n\nnan-merge serve merged/\n\nnan-merge serve merged/ --port 8001 "
     "--tensor-parallel 2\n\n"

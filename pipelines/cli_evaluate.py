@@ -55,16 +55,13 @@ class ScorerChoice(StrEnum):
     epilog="Examples:\n\nnan-merge evaluate merged/ --benchmarks mmlu,gsm8k --data data/\n\n"
     "nan-merge evaluate merged/ --benchmarks mmlu --profile mmlu=oc-gen-5shot --limit 10\n\n"
     "nan-merge evaluate org/model@main --benchmarks gsm8k --backend transformers --dtype float32"
-    "\n\nnan-merge evaluate merged/ --benchmarks mmlu --subsets anatomy,astronomy\n\n"
-    "nan-merge evaluate merged/ --benchmarks my_benchmark.yaml"
+    "\n\nnan-merge evaluate merged/ --benchmarks mmlu --subsets anatomy,astronomy"
 )
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder or hub id.")],
     benchmarks: Annotated[
         str,
-        typer.Option(
-            metavar="NAMES", help="Comma-separated: mmlu, ceval, bbh, gsm8k, or a YAML of your own."
-        ),
+        typer.Option(metavar="NAMES", help="Comma-separated: mmlu, ceval, bbh, gsm8k."),
     ],
     profile: Annotated[
         list[str] | None,

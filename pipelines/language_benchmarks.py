@@ -67,8 +67,7 @@ def find_profile(name: str, profile: str | None) -> Profile:
     if not known:
         names = language_benchmark_names()
         raise ConfigError(
-            f"No benchmark is called {name!r}, have {', '.join(names)}{did_you_mean(name, names)}. "
-            "A file that describes one of your own ends with .yaml."
+            f"No benchmark is called {name!r}, have {', '.join(names)}{did_you_mean(name, names)}."
         )
     found = PROFILES.get((name, profile or known[0]))
     if found is None:
@@ -175,9 +174,5 @@ def _with_most_tokens(profile: Profile, max_tokens: int | None) -> Profile:
     return replace(profile, decoding=replace(profile.decoding, max_tokens=most))
 
 
-def _own_profile(path: Path, profile: str | None) -> Profile:
-    from evaluators.benchmarks.own import load_own_benchmark
-
-    if profile is not None:
-        raise ConfigError(f"{path} describes one profile; leave `profile` out.")
-    return load_own_benchmark(path)
+def _own_profile(path: Path, _profile: str | None) -> Profile:
+    raise ConfigError(f"{path}: benchmarks of your own cannot be described in YAML yet.")

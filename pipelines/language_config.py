@@ -47,7 +47,7 @@ class BenchmarkSpec(StrictModel):
     """One language benchmark, and how it is asked."""
 
     name: str = Field(min_length=1)
-    """A benchmark's name, or a YAML file that describes one of your own."""
+    """A benchmark's name."""
     profile: str | None = None
     """How it is asked and scored; the benchmark's first profile if absent."""
     data: Path | None = None
