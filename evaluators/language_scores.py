@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from evaluators.answers import Answer
-from evaluators.profiles import Profile, Verdict
+from evaluators.profiles import Profile, ScorerName, Verdict
 from evaluators.samples import Sample
 from evaluators.scores import Score, score_accuracy, score_average
 
-ScorerName = Literal["compat", "strict"]
 METRIC = "accuracy"
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from evaluators.language_scores import (
     BenchmarkScores,
     Outcome,
-    ScorerName,
     judge,
     score_benchmark,
 )
+from evaluators.profiles import ScorerName
 from evaluators.scores import Score
 from nan_merge.errors import DataError
 from pipelines.imported import imported_benchmark

@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from evaluators.language_scores import Outcome, ScorerName
+from evaluators.language_scores import Outcome
+from evaluators.profiles import ScorerName
 from evaluators.rendering import Prompt, Wording, load_tokenizer, prompt_text
 from nan_merge.errors import ConfigError, NanMergeError
 from pipelines.language_benchmarks import OpenBenchmark
