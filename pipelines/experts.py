@@ -126,7 +126,7 @@ def _pretrain(experts: Experts, seed: int, data: Path, clip: Path, workers: Work
         "Pretraining a small CLIP",
         [Task("pretrain", run_pretraining, arguments, 1)],
         total,
-        _count_steps(),
+        count_steps(),
     )
 
 
@@ -138,10 +138,10 @@ def _finetune(experts: Experts, seed: int, data: Path, folder: Path, workers: Wo
     ]
     total = experts.finetune.steps * len(missing)
     stage = f"Fine-tuning {len(missing)} models"
-    workers.run_streams(stage, tasks, total, _count_steps())
+    workers.run_streams(stage, tasks, total, count_steps())
 
 
-def _count_steps() -> Callable[[int, TrainingProgress], tuple[int, str]]:
+def count_steps() -> Callable[[int, TrainingProgress], tuple[int, str]]:
     """A function that turns "at step 40" into "20 further steps", for several trainings at once."""
     last: dict[int, int] = {}
 
@@ -167,7 +167,7 @@ def run_pretraining(
     steps = pretrain_clip(
         train_sets, text, pretrain, seed=seed, output=output, model=experts.backbone
     )
-    yield from _sparsely(_on_one_thread(steps))
+    yield from _sparsely(on_one_thread(steps))
 
 
 def run_finetuning(
@@ -178,14 +178,15 @@ def run_finetuning(
     steps = finetune_image_tower(
         folder / "clip", train_set, recipe, seed=seed, output=folder / task
     )
-    yield from _sparsely(_on_one_thread(steps))
+    yield from _sparsely(on_one_thread(steps))
 
 
 def _train_set(task: str, seed: int, data: Path) -> ImageSet:
     return load_quickstart_task(task, "train", seed=seed, cache=data)
 
 
-def _on_one_thread(steps: Iterator[TrainingProgress]) -> Iterator[TrainingProgress]:
+def on_one_thread(steps: Iterator[TrainingProgress]) -> Iterator[TrainingProgress]:
+    """Train on one thread of this process."""
     import torch
 
     torch.set_num_threads(1)  # one worker per core; and the same sums on any number of cores

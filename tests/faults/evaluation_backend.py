@@ -144,7 +144,9 @@ def prepare(folder: Path, traps: dict[str, str]) -> Path:
 
 def evaluate(folder: Path, labels: list[str], num_actors: int, **more: Any) -> dict[str, Score]:
     """As `pipelines.evaluate` does it: ask for what is missing, keep every shard, then score."""
-    journals = {m: PredictionJournal(record_of(folder, m), m, SAMPLE_IDS) for m in labels}
+    journals = {
+        m: PredictionJournal(record_of(folder, m), m, SAMPLE_IDS, Prediction) for m in labels
+    }
     shards = [list(range(n * SHARD_SIZE, (n + 1) * SHARD_SIZE)) for n in range(NUM_SHARDS)]
     jobs = [
         ModelJob(
