@@ -144,5 +144,5 @@ def _stated_patterns(labels: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
     capital = rf"[{labels}](?![A-Za-z0-9_'])"
     small = rf"[{labels.lower()}](?=\s*(?:[)\]}}）.,:;!。，]|$|\n))"
     stated = rf"(?i:{_STATEMENT})\s*(?:option\s+)?[(\[{{（]?\s*({capital}|{small})"
-    alone = rf"^[(\[（]?([{labels}])[)\]）]?(?:[.:,;、，。：]|\s*$|\s*\n)"
+    alone = rf"^(?:[Oo]ption\s+)?[(\[（]?([{labels}])[)\]）]?(?:[.:,;、，。：]|\s*$|\s*\n)"
     return re.compile(stated), re.compile(alone)

@@ -62,7 +62,8 @@ def opencompass_text_equal(found: str, gold: str) -> bool:
 
 def stated_choice(text: str, labels: Sequence[str]) -> str | None:
     """The label that the answer states last, else the text that it states; None if neither."""
-    return stated_label(text, labels) or stated_text(text)
+    label = stated_label(text, labels)
+    return label or _behind_statement(without_markup(before_next_question(text)))
 
 
 def stated_choice_equal(found: str, gold: str) -> bool:
@@ -77,12 +78,9 @@ def stated_text(text: str) -> str | None:
     An answer of one line that states nothing is taken whole; a longer one has no answer.
     """
     text = without_markup(before_next_question(text)).strip()
-    statements = list(_STATEMENT.finditer(text))
-    if not statements:
-        return _clean(text) if "\n" not in text else None
-    found = text[statements[-1].end() :].strip().split("\n")[0]
-    braced = re.match(r"{([^{}]*)}", found) if "boxed" in statements[-1].group() else None
-    return _clean(braced.group(1) if braced else found)
+    if _STATEMENT.search(text):
+        return _behind_statement(text)
+    return _clean(text) if "\n" not in text else None
 
 
 def stated_text_equal(found: str, gold: str) -> bool:
@@ -99,6 +97,15 @@ def stated_text_equal(found: str, gold: str) -> bool:
     if not re.search(r"\w", gold):  # brackets
         return re.sub(r"[\s,]", "", found) == re.sub(r"\s", "", gold)
     return re.split(r"[\s,]+", found) == gold.split()
+
+
+def _behind_statement(text: str) -> str | None:
+    statements = list(_STATEMENT.finditer(text))
+    if not statements:
+        return None
+    found = text[statements[-1].end() :].strip().split("\n")[0]
+    braced = re.match(r"{([^{}]*)}", found) if "boxed" in statements[-1].group() else None
+    return _clean(braced.group(1) if braced else found)
 
 
 def _clean(text: str) -> str | None:

@@ -57,8 +57,6 @@ _AT_LAST = (
     (r"\\mathbf", ""),
     (r"\\mbox{.*?}", ""),
 )
-# Where sympy's reader of LaTeX stops without a word, so that "18,shown" is read as 18.
-_END_OF_TERM = re.compile(r"[#&',_|)\[\]{}]|\*\*|//|::|\((?!.*\))")
 
 
 def qwen_math_answer(text: str) -> str | None:
@@ -98,7 +96,7 @@ def qwen_math_equal(found: str, gold: str) -> bool:
     if equals and "=" not in right and len(left.strip()) <= 2:
         return qwen_math_equal(right, gold)
     term = _without_latex(found)
-    value = _work_out(term) or _work_out(_END_OF_TERM.split(term, maxsplit=1)[0])
+    value = _work_out(term) or _work_out(_first_term(term))
     return value is not None and _is_close(float(value), reference)
 
 
@@ -210,6 +208,21 @@ def _without_latex(text: str) -> str:
     text = re.sub(r"\\sqrt{(\d{1,30})}", lambda root: _root(int(root[1])) or root[0], text)
     text = re.sub(r"\\frac{(-?[\d.]+)}{(-?[\d.]+)}", r"((\1)/(\2))", text)
     return re.sub(r"\\(times|cdot|div)", lambda sign: "/" if sign[1] == "div" else "*", text)
+
+
+def _first_term(text: str) -> str:
+    """What sympy's reader of LaTeX reads: it stops at some signs without a word.
+
+    So "18,shown" is 18.
+    """
+    depth = 0
+    for place, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        opens = letter == "(" and ")" not in text[place:]
+        doubled = text[place : place + 2] in ("**", "//", "::")
+        if depth < 0 or opens or doubled or letter in "#&',_|[]{}":
+            return text[:place]
+    return text
 
 
 def _root(square: int) -> str | None:

@@ -5,22 +5,25 @@ public layouts) and of C-Eval questions made here. OpenCompass is read from its 
 files; no model is run.
 """
 
+import csv
 import os
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from evaluators.answers import Answer
 from evaluators.benchmarks import PROFILES
+from evaluators.benchmarks.ceval_subjects import SUBJECTS as CEVAL_SUBJECTS
+from evaluators.extraction import answer_pattern, first_capital, first_option
 from evaluators.profiles import Profile
 from evaluators.samples import Message, Piece, Sample
+from tests.extraction_fixtures import BBH_CHOICES, BBH_TEXTS, LETTERS, NUMBERS
 
 pytest.importorskip("opencompass", reason="opencompass is not installed (requirements/peers.txt)")
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore"),
-    pytest.mark.slow,
-]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="module")
@@ -150,11 +153,13 @@ def compare_sample(profile: Profile, sample: Sample, upstream: Upstream, place: 
     return 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["oc-ppl", "oc-gen-5shot", "oc-gen-0shot"])
 def test_mmlu_prompts_of_all_subjects(name: str, data_folder: Path):
     assert compare(PROFILES["mmlu", name], data_folder / "mmlu") == 14_042
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["oc-gen", "oc-gen-base"])
 def test_bbh_prompts_of_all_tasks(name: str, data_folder: Path):
     profile = PROFILES["bbh", name]
@@ -166,3 +171,155 @@ def test_gsm8k_prompts(data_folder: Path, tmp_path: Path):
     for split in ("test", "train"):  # it wants both, and asks of the one
         (tmp_path / f"{split}.jsonl").write_bytes(content)
     assert compare(PROFILES["gsm8k", "oc"], tmp_path) == 1_319
+
+
+def write_ceval(folder: Path) -> None:
+    """Questions in C-Eval's layout, made up for the test."""
+    for subject in CEVAL_SUBJECTS:
+        for split, num_questions in (("dev", 5), ("val", 2), ("test", 2)):
+            (folder / split).mkdir(exist_ok=True)
+            with (folder / split / f"{subject}_{split}.csv").open("w", encoding="utf-8") as file:
+                rows = csv.writer(file)
+                rows.writerow(["id", "question", "A", "B", "C", "D", "answer", "explanation"])
+                for number in range(num_questions):
+                    text = f"{subject} 的第{number}题，“换行”\n在这里____"
+                    options = [f"选项, {number} {letter}" for letter in "ABCD"]
+                    rows.writerow([number, text, *options, "ABCD"[number % 4], ""])
+
+
+# Upstream, the other two configurations have no test split.
+@pytest.mark.parametrize(
+    ("benchmark", "name"),
+    [
+        ("ceval", "oc-gen"),
+        ("ceval", "oc-ppl"),
+        ("ceval", "oc-ppl-base"),
+        ("ceval-test", "oc-ppl-base"),
+    ],
+)
+def test_ceval_prompts_of_all_subjects(benchmark: str, name: str, tmp_path: Path):
+    profile = PROFILES[benchmark, name]
+    write_ceval(tmp_path)
+    assert compare(profile, tmp_path) == 2 * 52
+
+
+WORDS = [
+    *("A", "B", "C", "D", "(A)", "(B)", "(C).", "**D**", "a", "b", "E", "I", "boxed{B}"),
+    *(
+        "The answer is",
+        "the answer is:",
+        "So the answer is",
+        "ANSWER:",
+        "Answer :",
+        "answer is not",
+    ),
+    *(
+        "The correct answer is",
+        "the correct option is:",
+        "option",
+        "1.",
+        "10",
+        "-3",
+        "1,000",
+        "4.5",
+    ),
+    *(
+        "答案是",
+        "答案：",
+        "答案为",
+        "故选",
+        "选",
+        "选项",
+        "因此",
+        "是",
+        "所以",
+        "正确",
+        "是对",
+        "。",
+        "，",
+    ),
+    *("yes", "No", "True", "valid", "apple,", "Question:", "Q:", "\n", "\n\n", ".", ":", ",", "$"),
+]
+
+
+def completions() -> list[str]:
+    """The fixtures', and random ones that hold what extractions look for."""
+    draw = random.Random(0)
+    drawn = [
+        draw.choice(["", " "]).join(draw.choices(WORDS, k=draw.randint(1, 8)))
+        for _ in range(20_000)
+    ]
+    fixed = [case.completion for case in (*LETTERS, *BBH_CHOICES, *BBH_TEXTS, *NUMBERS)]
+    return fixed + drawn
+
+
+def test_letters_are_those_of_opencompass():
+    from opencompass.utils.text_postprocessors import (
+        first_capital_postprocess,
+        first_option_postprocess,
+        match_answer_pattern,
+    )
+
+    for text in completions():
+        ours = (first_option(text, "ABCD"), first_capital(text, "ABCD"), answer_pattern(text, ""))
+        upstream = (
+            first_option_postprocess(text, "ABCD"),
+            first_capital_postprocess(text),
+            match_answer_pattern(text, r"(?i)ANSWER\s*:\s*([A-D])"),
+        )
+        assert tuple(each or "" for each in ours) == upstream, text
+
+
+def sample_of(subset: str, gold: str) -> Sample:
+    return Sample("1", "1", subset, "", (), "", (), tuple("ABCD"), gold)
+
+
+def our_verdicts(profile: Profile, subset: str, golds: list[str], texts: list[str]) -> list[bool]:
+    return [
+        profile.scorers["compat"](sample_of(subset, gold), Answer("1", "", text, "stop")).is_correct
+        for gold, text in zip(golds, texts, strict=True)
+    ]
+
+
+def verdicts_of(evaluator: Any, predictions: list[str], golds: list[str]) -> list[bool]:
+    result = evaluator.score(predictions, golds)
+    return [each["correct"] for each in result["details"]]
+
+
+def test_verdicts_on_bbh_are_those_of_opencompass():
+    from opencompass.datasets.bbh import BBHEvaluator, BBHEvaluator_mcq, bbh_mcq_postprocess
+
+    texts, draw = completions(), random.Random(1)
+    golds = draw.choices(["(A)", "(B)", "Monsters, Inc", "rita, sue and bob poo"], k=len(texts))
+    upstream = verdicts_of(
+        BBHEvaluator_mcq(),
+        list(map(bbh_mcq_postprocess, texts)),
+        list(map(bbh_mcq_postprocess, golds)),
+    )
+    profile = PROFILES["bbh", "oc-gen"]
+    assert our_verdicts(profile, "ruin_names", golds, texts) == upstream
+    golds = draw.choices(
+        ["Yes", "no", "True", "valid", "24", "-3", "a b", "apple", "} ]"], k=len(texts)
+    )
+    assert our_verdicts(profile, "navigate", golds, texts) == verdicts_of(
+        BBHEvaluator(), texts, golds
+    )
+    assert 0 < sum(upstream) < len(texts)
+
+
+def test_verdicts_on_gsm8k_are_those_of_opencompass():
+    from opencompass.datasets.gsm8k import (
+        Gsm8kEvaluator,
+        gsm8k_dataset_postprocess,
+        gsm8k_postprocess,
+    )
+
+    texts = completions()
+    golds = random.Random(2).choices(["18", "-3", "1,000", "10", "4"], k=len(texts))
+    upstream = verdicts_of(
+        Gsm8kEvaluator(),
+        list(map(gsm8k_postprocess, texts)),
+        [gsm8k_dataset_postprocess(f"so\n#### {gold}") for gold in golds],
+    )
+    assert our_verdicts(PROFILES["gsm8k", "oc"], "gsm8k", golds, texts) == upstream
+    assert 0 < sum(upstream) < len(texts)
