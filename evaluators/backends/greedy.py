@@ -124,6 +124,7 @@ def _text(tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int]) -> str:
     before = list(prompt[-_CONTEXT_TOKENS:])
     context = tokenizer.decode(before, skip_special_tokens=True)
     whole = tokenizer.decode([*before, *tokens], skip_special_tokens=True)
+    text = tokenizer.decode(list(tokens), skip_special_tokens=True)
     if whole.startswith(context):
-        return whole[len(context) :]
-    return tokenizer.decode(list(tokens), skip_special_tokens=True)
+        text = whole[len(context) :]
+    return text.rstrip("\ufffd")  # bytes of a character that is not complete; vLLM omits them, too

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ _ERROR = re.compile(r"^[\w.]*(Error|Exception|Interrupt|Killed)\b")
 _HEARSAY = ("Engine core initialization failed", "WorkerProc initialization failed")
 _ANOTHER = ("Traceback", "Process ", "During handling", "The above exception", "[", "EngineCore")
 _MOST_LINES = 12
+_FOLDER = "nan-merge-engine-"
 
 
 def require_vllm() -> None:
@@ -116,8 +118,25 @@ def output_to(file: int) -> Iterator[None]:
 
 
 def new_engine_folder() -> Path:
-    """A folder for an engine's log and sockets; short, for a socket's path has 107 bytes."""
-    return Path(tempfile.mkdtemp(prefix="nan-merge-"))
+    """A folder for an engine's log and sockets; short, for a socket's path has 107 bytes.
+
+    Folders of processes that were killed, and so could not remove theirs, are removed.
+    """
+    for path in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        pid = path.name.removeprefix(_FOLDER).partition("-")[0]
+        if pid.isdecimal() and not _is_alive(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)  # another user's stays
+    return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 def last_words(log: Path, start: int = 0) -> str:

@@ -267,10 +267,16 @@ class VllmLanguageModel:
 
 
 def _descendants() -> frozenset[int]:
-    """Pids of all processes that descend from this one."""
+    """Pids of all processes that descend from this one, but for Python's own helper."""
     import psutil
 
-    return frozenset(each.pid for each in psutil.Process().children(recursive=True))
+    found: set[int] = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            # It tidies up behind this process and stays as long as it does.
+            if "multiprocessing.resource_tracker" not in " ".join(process.cmdline()):
+                found.add(process.pid)
+    return frozenset(found)
 
 
 def _shared_memory(processes: frozenset[int]) -> set[Path]:

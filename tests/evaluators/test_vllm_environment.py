@@ -10,6 +10,7 @@ from evaluators.backends.vllm_environment import (
     engine_variables,
     environment,
     last_words,
+    new_engine_folder,
     output_to,
     require_vllm,
 )
@@ -96,3 +97,14 @@ def test_without_vllm_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(vllm_environment, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"nan-merge\[vllm\].*backend: transformers"):
         require_vllm()
+
+
+def test_folders_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait(timeout=30)
+    left, alive = (tmp_path / f"nan-merge-engine-{pid}-x" for pid in (ended.pid, os.getppid()))
+    for folder in (left, alive):
+        folder.mkdir()
+    found = new_engine_folder()
+    assert sorted(tmp_path.iterdir()) == sorted([alive, found])
