@@ -54,6 +54,7 @@ class Verdict:
 
 
 Scorer = Callable[[Sample, Answer], Verdict]
+ScorerName = Literal["compat", "strict"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Profile:
             samples.
         subsets: Names of all subsets; if one is missing there is no average.
         text_separator: What joins messages where no chat template is applied.
+        user_turn_end: What upstream adds to every user's message where a chat template is
+            applied, and only there.
         prefix_of: Samples with an equal prefix are computed one after the other.
     """
 
@@ -84,8 +87,9 @@ class Profile:
     samples: Callable[[Path], list[Sample]]
     decoding: Decoding | None
     uses_chat_template: bool
-    scorers: Mapping[Literal["compat", "strict"], Scorer]
+    scorers: Mapping[ScorerName, Scorer]
     subsets: tuple[str, ...]
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     text_separator: str = "\n"
+    user_turn_end: str = ""
     prefix_of: Callable[[Sample], str] = lambda sample: sample.subset
