@@ -27,7 +27,7 @@ def nan_merge(folder: Path, *arguments: str, limit_bytes: int | None = None, **v
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=250,
         preexec_fn=limit,
         env=os.environ | {"NAN_MERGE_CACHE": str(folder / "hashes"), "COLUMNS": "200"} | variables,
     )
@@ -174,6 +174,7 @@ def test_names_that_no_run_can_take(tmp_path: Path, override: str, words: str):
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(420)
 def test_ctrl_c_in_the_middle_of_a_run_and_the_run_after_it(tmp_path: Path):
     (tmp_path / "run.yaml").write_text(MINIATURE)
     command = [*COMMAND, "run", "run.yaml"]
