@@ -6,8 +6,26 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from evaluators.predictions import Prediction
+
+class Outcome(Protocol):
+    """What a score is made of: a `Prediction`, or a `ScoredAnswer` of a language model."""
+
+    @property
+    def sample_id(self) -> str:
+        """Stable, unique within the benchmark."""
+        ...
+
+    @property
+    def cluster_id(self) -> str:
+        """Samples that share a source share it."""
+        ...
+
+    @property
+    def is_correct(self) -> bool:
+        """Whether the answer is right."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -29,9 +47,7 @@ class Score:
     num_samples: int
 
 
-def score_accuracy(
-    benchmark: str, predictions: Sequence[Prediction], metric: str = "top1"
-) -> Score:
+def score_accuracy(benchmark: str, predictions: Sequence[Outcome], metric: str = "top1") -> Score:
     """Share of right answers and its standard error.
 
     With clusters g of samples and residuals r, the error is sqrt(sum_g (sum_{i in g} r_i)^2) / n,
@@ -44,7 +60,7 @@ def score_accuracy(
     return _mean_score(benchmark, metric, {benchmark: _outcomes(predictions)})
 
 
-def score_average(predictions: Mapping[str, Sequence[Prediction]], metric: str = "top1") -> Score:
+def score_average(predictions: Mapping[str, Sequence[Outcome]], metric: str = "top1") -> Score:
     """Unweighted mean over benchmarks of the share of right answers, and its standard error.
 
     Benchmarks may share clusters, so their errors do not just add up. For k benchmarks b of n_b
@@ -63,8 +79,8 @@ def score_average(predictions: Mapping[str, Sequence[Prediction]], metric: str =
 
 
 def score_difference(
-    predictions: Mapping[str, Sequence[Prediction]],
-    baseline: Mapping[str, Sequence[Prediction]],
+    predictions: Mapping[str, Sequence[Outcome]],
+    baseline: Mapping[str, Sequence[Outcome]],
     metric: str = "top1",
 ) -> Score:
     """One model's average minus another's, paired by sample, and its standard error.
@@ -89,7 +105,7 @@ def score_difference(
     return _mean_score("average", f"{metric} difference", outcomes)
 
 
-def _outcomes(predictions: Sequence[Prediction]) -> list[tuple[str, float]]:
+def _outcomes(predictions: Sequence[Outcome]) -> list[tuple[str, float]]:
     return [(each.cluster_id, float(each.is_correct)) for each in predictions]
 
 
