@@ -1,0 +1,169 @@
+"""Fetch the data of a benchmark from its public place, and write it in the upstream layout.
+
+Parquet files come from the Hugging Face hub (`HF_ENDPOINT` and `hf auth login` count as ever), the
+files of BIG-Bench Hard from its authors' repository at a fixed commit. No code of theirs is run.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluators.benchmarks import bbh, bbh_tasks, ceval, ceval_subjects, mmlu, mmlu_subjects
+from evaluators.benchmarks.questions import LABELS
+from evaluators.data_check import BBH_COMMIT, bbh_checksums, check_data
+from nan_merge.errors import ConfigError, DataError, MissingExtraError
+from nan_merge.publish import publish_folder
+
+BBH_ADDRESS = f"https://raw.githubusercontent.com/suzgunmirac/BIG-Bench-Hard/{BBH_COMMIT}"
+REPOSITORIES = {
+    "mmlu": "cais/mmlu",
+    "ceval": "ceval/ceval-exam",
+    "ceval-test": "ceval/ceval-exam",
+    "gsm8k": "openai/gsm8k",
+}
+Rows = Sequence[Mapping[str, Any]]
+
+
+def fetch_data(
+    benchmark: str, folder: Path, revision: str | None = None, address: str = BBH_ADDRESS
+) -> None:
+    """Fetch a benchmark's data, check it, and publish it as a new folder.
+
+    Args:
+        benchmark: mmlu, ceval, ceval-test, bbh or gsm8k.
+        folder: To write; must not exist or be empty.
+        revision: Of the hub's repository; its main branch if None. Not for bbh.
+        address: Where the files of bbh lie.
+
+    Raises:
+        ConfigError: If there is no such benchmark.
+        DataError: If the place cannot be reached, or what it gives fails `check_data`.
+        MissingExtraError: If parquet cannot be read here.
+        OutputError: If the folder is taken or cannot be written.
+    """
+    writers: dict[str, Callable[[Path], None]] = {
+        "mmlu": lambda staging: _write_mmlu(staging, revision),
+        "ceval": lambda staging: _write_ceval(staging, revision),
+        "ceval-test": lambda staging: _write_ceval(staging, revision),
+        "bbh": lambda staging: _write_bbh(staging, address),
+        "gsm8k": lambda staging: _write_gsm8k(staging, revision),
+    }
+    if benchmark not in writers:
+        raise ConfigError(
+            f"There is no benchmark {benchmark!r} that can be fetched: {', '.join(writers)}."
+        )
+    with publish_folder(folder) as staging:
+        writers[benchmark](staging)
+        problems = check_data(benchmark, staging).all_problems()
+        if problems:
+            first = str(problems[0]).replace(str(staging), str(folder))
+            more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
+            raise DataError(f"What was fetched is not {benchmark} as published: {first}{more}")
+
+
+def _write_mmlu(folder: Path, revision: str | None) -> None:
+    snapshot = _snapshot("mmlu", [f"*/{split}-*.parquet" for split in ("dev", "test")], revision)
+    for subject in mmlu_subjects.SUBJECTS:
+        for split in ("dev", "test"):
+            rows = (
+                [row["question"], *row["choices"], LABELS[row["answer"]]]
+                for row in _read_parquet(snapshot / subject, split)
+            )
+            _write_csv(mmlu.question_path(folder, split, subject), rows)
+
+
+def _write_ceval(folder: Path, revision: str | None) -> None:
+    columns = (*ceval.COLUMNS, "explanation")
+    snapshot = _snapshot("ceval", ["*/*.parquet"], revision)
+    for subject in ceval_subjects.SUBJECTS:
+        for split in ("dev", "val", "test"):
+            rows = _read_parquet(snapshot / subject, split)
+            cells = [[row.get(column, "") for column in columns] for row in rows]
+            _write_csv(ceval.question_path(folder, split, subject), [columns, *cells])
+
+
+def _write_gsm8k(folder: Path, revision: str | None) -> None:
+    snapshot = _snapshot("gsm8k", ["main/*.parquet"], revision)
+    for split in ("train", "test"):
+        lines = [
+            json.dumps({key: row[key] for key in ("question", "answer")}, ensure_ascii=False)
+            for row in _read_parquet(snapshot / "main", split)
+        ]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write_bbh(folder: Path, address: str) -> None:
+    for name in ("data", "lib_prompt"):
+        (folder / name).mkdir()
+    for task in bbh_tasks.TASKS:
+        data, prompt = bbh_checksums()[task]
+        content = _download(f"{address}/bbh/{task}.json")
+        _refuse_other(content, data, f"{address}/bbh/{task}.json")
+        bbh.data_path(folder, task).write_bytes(content)
+        # The authors' first two lines ask not to train on the file; they are no part of the prompt.
+        content = b"".join(_download(f"{address}/cot-prompts/{task}.txt").splitlines(True)[2:])
+        _refuse_other(content, prompt, f"{address}/cot-prompts/{task}.txt")
+        bbh.prompt_path(folder, task).write_bytes(content)
+
+
+def _snapshot(benchmark: str, patterns: list[str], revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    repository = REPOSITORIES[benchmark]
+    # The errors of the HTTP library, which is another one in each generation of the client.
+    http_errors: Any = HfHubHTTPError.__bases__
+    try:
+        return Path(
+            snapshot_download(
+                repository, repo_type="dataset", revision=revision, allow_patterns=patterns
+            )
+        )
+    except (*http_errors, LocalEntryNotFoundError, OSError) as error:
+        raise DataError(
+            f"{repository} cannot be fetched from the hub: {' '.join(str(error).split())[:200]} "
+            "Where there is no network, bring the data in the upstream layout (docs/benchmarks.md)."
+        ) from error
+
+
+def _read_parquet(folder: Path, split: str) -> Rows:
+    try:
+        from pyarrow.parquet import read_table
+    except ImportError as error:
+        raise MissingExtraError(
+            "data from the hub is parquet, which needs pyarrow: pip install 'nan-merge[eval]'"
+        ) from error
+    files = sorted(folder.glob(f"{split}-*.parquet"))
+    if not files:
+        raise DataError(f"The hub's repository has no {folder.name}/{split}-*.parquet.")
+    return [row for file in files for row in read_table(file).to_pylist()]
+
+
+def _download(address: str) -> bytes:
+    try:
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            return answer.read()
+    except OSError as error:
+        raise DataError(
+            f"{address} cannot be fetched: {error}. Where there is no network, bring the data in "
+            "the upstream layout (docs/benchmarks.md)."
+        ) from error
+
+
+def _refuse_other(content: bytes, sha256: str, address: str) -> None:
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError(f"{address}: its SHA-256 is not that of the authors' file")
+
+
+def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text.getvalue(), encoding="utf-8")
