@@ -79,7 +79,7 @@ class RegexExtraction(StrictModel):
 
 
 Extraction = Annotated[
-    LetterExtraction | NumberExtraction | BoxedExtraction | RegexExtraction,
+    LetterExtraction | NumberExtraction | BoxedExtraction | RegexExtraction | None,
     Field(discriminator="kind"),
 ]
 
@@ -115,7 +115,7 @@ class CustomBenchmark(StrictModel):
     """Continuations of the prompt whose likelihoods are compared, instead of `extract`."""
     labels: tuple[str, ...] = ()
     """What each choice means as an answer; the choices' own text without blanks if left out."""
-    extract: Extraction | None = None
+    extract: Extraction = None
     """How the answer is found in what the model writes, instead of `choices`."""
     max_tokens: int = Field(512, ge=1)
     """Most tokens that it writes."""

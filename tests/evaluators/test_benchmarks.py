@@ -94,9 +94,10 @@ def test_groups_of_mmlu_have_the_sizes_of_opencompass():
     assert sum(NUM_TEST_SAMPLES.values()) == 14_042
 
 
-def test_questions_with_one_text_share_a_cluster(tmp_path: Path):
+def test_questions_that_are_there_twice_share_a_cluster(tmp_path: Path):
     write_mmlu(tmp_path)
-    rows = [["Same?", *"1234", "A"], ["Other?", *"1234", "A"], ["Same?", *"5678", "B"]]
+    same, other = ["Same?", *"1234", "A"], ["Same?", *"1235", "A"]
+    rows = [same, other, same]
     write_csv(tmp_path / "test" / "virology_test.csv", rows)
     samples = PROFILES["mmlu", "oc-ppl"].samples(tmp_path)
     clusters = {each.id: each.cluster_id for each in samples if each.subset == "virology"}

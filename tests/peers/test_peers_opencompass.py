@@ -20,7 +20,9 @@ from evaluators.samples import Message, Piece, Sample
 from tests.benchmark_folders import write_ceval
 from tests.extraction_fixtures import BBH_CHOICES, BBH_TEXTS, LETTERS, NUMBERS
 
-pytest.importorskip("opencompass", reason="opencompass is not installed (requirements/peers.txt)")
+pytest.importorskip(
+    "opencompass", reason="opencompass is not installed (requirements/opencompass.txt)"
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
