@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluators.answers import Answer
 from evaluators.benchmarks import PROFILES
 from evaluators.benchmarks.mmlu_subjects import GROUPS, NUM_TEST_SAMPLES
 from evaluators.profiles import Profile
@@ -250,13 +251,31 @@ def test_a_bad_problem_of_gsm8k(line: str, message: str, tmp_path: Path):
     assert found.startswith(f"DATA/test.jsonl:4: {message}")
 
 
-def test_real_data_has_its_published_sizes():
+@pytest.fixture
+def real_data() -> Path:
     folder = os.environ.get("NAN_MERGE_DATA", "")
     if not folder:
         pytest.skip("NAN_MERGE_DATA names no folder of benchmark data")
-    samples = PROFILES["mmlu", "oc-ppl"].samples(Path(folder) / "mmlu")
+    return Path(folder)
+
+
+@pytest.mark.parametrize("name", [("mmlu", "oc-gen-5shot"), ("bbh", "oc-gen"), ("gsm8k", "cot")])
+@pytest.mark.parametrize("form", ["So the answer is {}.", "Steps.\nThe answer is **{}**."])
+def test_strict_scorers_read_every_gold_answer(name: tuple[str, str], form: str, real_data: Path):
+    profile = PROFILES[name]
+    for sample in profile.samples(real_data / profile.benchmark):
+        answer = Answer(sample.id, "", form.format(sample.gold), "stop")
+        assert profile.scorers["strict"](sample, answer).is_correct, sample.id
+        other = "(Z)" if sample.labels and profile.benchmark == "bbh" else "nothing"
+        answer = Answer(sample.id, "", form.format(other), "stop")
+        assert not profile.scorers["strict"](sample, answer).is_correct, sample.id
+
+
+def test_real_data_has_its_published_sizes(real_data: Path):
+    folder = real_data
+    samples = PROFILES["mmlu", "oc-ppl"].samples(folder / "mmlu")
     assert Counter(each.subset for each in samples) == NUM_TEST_SAMPLES
-    assert len(PROFILES["bbh", "oc-gen"].samples(Path(folder) / "bbh")) == 6_511
-    problems = PROFILES["gsm8k", "oc"].samples(Path(folder) / "gsm8k")
+    assert len(PROFILES["bbh", "oc-gen"].samples(folder / "bbh")) == 6_511
+    problems = PROFILES["gsm8k", "oc"].samples(folder / "gsm8k")
     assert len(problems) == 1_319
     assert sum("," in each.gold for each in problems) > 0
