@@ -21,13 +21,14 @@ from nan_merge.kernels.inner_products import add_inner_products
 from nan_merge.kernels.kept_sums import add_magnitudes
 from nan_merge.kernels.lanes import LANES
 from nan_merge.kernels.magnitudes import count_coarse, count_fine
-from nan_merge.kernels.philox import draw
+from nan_merge.kernels.philox import fill_draws
 from nan_merge.kernels.signs import count_elected
 from nan_merge.kernels.vectors import SCRATCH_ROWS
 from nan_merge.methods import METHODS, Context
 
 ELEMENTS, MODELS = 1 << 18, 2
 CALLS = 30
+RESULTS = 12
 TORCH_BLOCK = 1 << 16
 
 
@@ -66,22 +67,26 @@ def main() -> None:
     rows = torch.stack(models).view(torch.uint8).numpy()
     codes = np.full(len(models), BFLOAT16)
     scratch = np.empty((1 + MODELS + SCRATCH_ROWS, BLOCK), np.float32)
-    out = np.empty(2 * ELEMENTS, np.uint8)
+    out = np.empty((RESULTS, 2 * ELEMENTS), np.uint8)
+    finite = np.empty(RESULTS, np.uint8)
     half, ones, none = (np.full(MODELS, value, np.float32) for value in (0.5, 1.0, 0.0))
     small = np.full(MODELS, 0.002, np.float32)
     keys = np.array([[1, 2], [3, 4]], np.uint64)
-    whole, divide = np.zeros(MODELS, np.int64), np.full(MODELS, DIVIDE)
     products = np.zeros((2, MODELS, MODELS + 1, LANES))
     sums = np.zeros((MODELS, 2, LANES))
     coarse = np.zeros((2, MODELS, 1 << 15), np.int64)
     fine = np.zeros((MODELS, 1, 1 << 16), np.int64)
     bins = np.full((MODELS, 1), int(np.float32(0.002).view(np.int32)) >> 16)
 
-    def merging(thresholds: np.ndarray, densities: np.ndarray, how: int) -> Callable[[], object]:
-        rescales = divide if densities is half else whole
+    def merging(
+        thresholds: np.ndarray, densities: np.ndarray, how: int, results: int = 1
+    ) -> Callable[[], object]:
+        numbers = np.stack([np.stack([half, thresholds, densities, half])] * results)
+        switches = np.array([[1, how, 1, 0, DIVIDE, BFLOAT16]] * results)
+        signs, all_keys = np.ones((results, 2), np.float32), np.stack([keys] * results)
         return lambda: combine(
-            rows, codes, 1, 0, ELEMENTS, half, thresholds, densities, keys, rescales, densities,
-            how, True, False, np.float32(1), np.float32(1), scratch, BFLOAT16, out,
+            rows, codes, 1, 0, ELEMENTS, numbers, all_keys, switches, signs, scratch,
+            out[:results], finite[:results],
         )  # fmt: skip
 
     def norms(all_pairs: bool) -> Callable[[], object]:
@@ -91,6 +96,7 @@ def main() -> None:
 
     kernels: dict[str, Callable[[], object]] = {
         "task arithmetic": merging(none, ones, PLAIN_SUM),
+        f"the same, {RESULTS} results": merging(none, ones, PLAIN_SUM, RESULTS),
         "TIES": merging(small, ones, MEAN),
         "DARE-TIES": merging(none, half, MEAN),
         "norms of task vectors": norms(False),
@@ -104,7 +110,7 @@ def main() -> None:
     }
     draws = np.empty(ELEMENTS, np.float32)
     numpys = np.random.Generator(np.random.Philox(key=keys[0]))
-    kernels["draws"] = lambda: draw(keys[0, 0], keys[0, 1], 0, ELEMENTS, draws)
+    kernels["draws"] = lambda: fill_draws(keys[0, 0], keys[0, 1], 0, ELEMENTS, draws)
     others = {
         "draws": lambda: numpys.random(out=draws, dtype=np.float32),
         "task arithmetic": by_torch(models, "task_arithmetic"),

@@ -26,51 +26,60 @@ from typing import Any
 from merge_sweeps import ALONE, sweep_sides
 from processes import Measured, in_turn, ours, ratios, run
 
-# name -> (goal, our recipe's method and coefficients, mergekit's method and parameters)
-Case = tuple[float | None, dict[str, Any], dict[str, Any]]
+# What is compared: goal of the ratio, our recipes by name, mergekit's method and parameters.
+Case = tuple[float, dict[str, dict[str, Any]], dict[str, Any]]
+TIES = {"name": "ties", "density": 0.2, "dialect": "mergekit"}
 NAN = {"source": "nan", "target": "task_vector"}
 CASES: dict[str, Case] = {
-    "linear": (6, {"method": "average"}, {"merge_method": "linear", "weight": 1.0}),
+    "linear": (6, {"linear": {"method": "average"}}, {"merge_method": "linear", "weight": 1.0}),
     "task arithmetic": (
         6,
-        {"method": "task_arithmetic", "coefficients": {"lambda": 0.3}},
+        {
+            "Task Arithmetic": {
+                "method": "task_arithmetic",
+                "coefficients": {"lambda": 0.3},
+            }
+        },
         {"merge_method": "task_arithmetic", "weight": 0.3},
     ),
     "DARE-TIES": (
         10,
         {
-            "method": {"name": "dare_ties", "density": 0.5, "dialect": "mergekit"},
-            "coefficients": {"lambda": 0.5},
+            "DARE-TIES": {
+                "method": {"name": "dare_ties", "density": 0.5, "dialect": "mergekit"},
+                "coefficients": {"lambda": 0.5},
+            }
         },
         {"merge_method": "dare_ties", "weight": 0.5, "density": 0.5},
     ),
     "TIES": (
-        # Both divide by the sum of the weights, so equal weights of any size are the same.
-        15,
-        {"method": {"name": "ties", "density": 0.2, "dialect": "mergekit"}},
-        {"merge_method": "ties", "weight": 0.5, "density": 0.2},
-    ),
-    "TIES + NAN": (
-        # mergekit has no NAN; its side is plain TIES.
+        # mergekit has no NAN: its side is plain TIES for all of ours. It divides by the sum of the
+        # weights, so equal weights of any size are the same.
         15,
         {
-            "method": {"name": "ties", "density": 0.2, "dialect": "mergekit"},
-            "coefficients": NAN,
+            "TIES": {"method": TIES},
+            "TIES + NAN": {"method": TIES, "coefficients": NAN},
+            "TIES + NAN, exact threshold over the model": {
+                "method": {"name": "ties", "density": 0.2},
+                "coefficients": NAN,
+            },
         },
         {"merge_method": "ties", "weight": 0.5, "density": 0.2},
     ),
-    "TIES + NAN, exact threshold over the model": (
-        None,
-        {"method": {"name": "ties", "density": 0.2}, "coefficients": NAN},
-        {},
-    ),
+}
+
+# Name -> our recipe's method and coefficients.
+RECIPES = {
+    name: options for _, ours_by_name, _ in CASES.values() for name, options in ours_by_name.items()
 }
 
 
-def our_side(folder: Path, work: Path, case: str) -> Callable[[], tuple[float, float]]:
-    """`nan-merge merge` with a recipe for the case."""
+def our_side(
+    folder: Path, work: Path, options: dict[str, Any]
+) -> Callable[[], tuple[float, float]]:
+    """`nan-merge merge` with a recipe of these options."""
     models = sorted(str(path) for path in folder.glob("expert*"))
-    recipe = {"base": str(folder / "base"), "models": models, **CASES[case][1]}
+    recipe = {"base": str(folder / "base"), "models": models, **options}
     path = work / "recipe.yaml"
 
     def once() -> tuple[float, float]:
@@ -125,7 +134,11 @@ def cat_side(folder: Path, work: Path) -> Callable[[], float]:
 def merge_alone_side(folder: Path, work: Path) -> Callable[[], float]:
     """Task Arithmetic in a process that has imported all it needs: what it says it took."""
     models = sorted(str(path) for path in folder.glob("expert*"))
-    recipe = {"base": str(folder / "base"), "models": models, **CASES["task arithmetic"][1]}
+    recipe = {
+        "base": str(folder / "base"),
+        "models": models,
+        **CASES["task arithmetic"][1]["Task Arithmetic"],
+    }
 
     def once() -> float:
         clear(work)
@@ -138,7 +151,7 @@ def merge_alone_side(folder: Path, work: Path) -> Callable[[], float]:
 def print_sides(found: dict[str, Measured]) -> None:
     """A line per side."""
     for name, measured in found.items():
-        print(f"  {name:34} {measured}", flush=True)
+        print(f"  {name:44} {measured}", flush=True)
 
 
 def print_ratio(text: str, values: list[float], goal: str) -> None:
@@ -164,14 +177,18 @@ def main() -> None:
     print(f"{arguments.folder}: medians of {arguments.runs} rounds, {os.cpu_count()} cores")
     for case in [case for case in CASES if case in cases]:
         print(case)
-        sides: dict[str, Callable[[], Any]] = {"nan-merge": our_side(arguments.folder, work, case)}
-        if arguments.mergekit and CASES[case][2]:
+        goal, ours_by_name, _ = CASES[case]
+        sides: dict[str, Callable[[], Any]] = {
+            name: our_side(arguments.folder, work, options)
+            for name, options in ours_by_name.items()
+        }
+        if arguments.mergekit:
             sides["mergekit"] = mergekit_side(arguments.mergekit, arguments.folder, work, case)
         found = in_turn(sides, arguments.runs, arguments.warm_ups)
         print_sides(found)
-        if "mergekit" in found:
-            goal = f"at least {CASES[case][0]}"
-            print_ratio("mergekit over ours", ratios(found["mergekit"], found["nan-merge"]), goal)
+        for name in ours_by_name if "mergekit" in found else ():
+            faster = ratios(found["mergekit"], found[name])
+            print_ratio(f"mergekit over {name}", faster, f"at least {goal}")
     if "cat" in cases:
         print("task arithmetic, imports apart, against `cat` of all inputs and one output")
         sides = {

@@ -36,13 +36,15 @@ def ours(*arguments: str) -> list[str]:
     return [sys.executable, "-c", "from pipelines.cli import main; main()", *arguments]
 
 
-def run(command: Sequence[str], cache: Path) -> tuple[float, float, str]:
+def run(command: Sequence[str], cache: Path, cores: int | None = None) -> tuple[float, float, str]:
     """Seconds, peak private megabytes and standard output of a command.
 
     Args:
         command: What to run.
         cache: Folder for what nan-merge remembers of its inputs; empty, so that it reads them.
+        cores: How many cores it may use; all that this process may use if None.
     """
+    allowed = sorted(os.sched_getaffinity(0))[:cores]
     environment = os.environ | {
         "NAN_MERGE_CACHE": str(cache),
         "HF_HUB_OFFLINE": "1",
@@ -52,6 +54,7 @@ def run(command: Sequence[str], cache: Path) -> tuple[float, float, str]:
     started = time.perf_counter()
     with output.open("w") as out, errors.open("w") as err:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=err)
+        os.sched_setaffinity(process.pid, allowed)  # long before it asks how many there are
         peak = 0.0
         while process.poll() is None:
             peak = max(peak, private_megabytes(process.pid))

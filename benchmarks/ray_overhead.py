@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.merge_speed import CASES
+from benchmarks.merge_speed import RECIPES
 from nan_merge.errors import NanMergeError
 from nan_merge.merge import merge_checkpoint
 from nan_merge.recipe import MergeRecipe
@@ -34,7 +34,7 @@ def recipe_of(folder: Path, case: str, shard_bytes: int) -> MergeRecipe:
     """A case of `merge_speed` over the folder's models."""
     models = [str(path) for path in sorted(folder.glob("expert*"))]
     content = {"base": str(folder / "base"), "models": models, "shard_bytes": shard_bytes}
-    return MergeRecipe.model_validate({**content, **CASES[case][1]})
+    return MergeRecipe.model_validate({**content, **RECIPES[case]})
 
 
 def import_engine(seconds: float) -> None:
@@ -105,14 +105,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="what synthetic_llama.py wrote")
-    parser.add_argument("--case", action="append", choices=CASES, help="Task Arithmetic and TIES")
+    parser.add_argument("--case", action="append", choices=RECIPES, help="Task Arithmetic and TIES")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--shard-bytes", type=int, default=1_000_000_000)
     arguments = parser.parse_args()
     # Not the user's own; Ray's workers inherit it.
     os.environ["NAN_MERGE_CACHE"] = str(arguments.folder / "work-hashes")
-    cases = arguments.case or ["task arithmetic", "TIES + NAN, exact threshold over the model"]
+    cases = arguments.case or ["Task Arithmetic", "TIES + NAN, exact threshold over the model"]
     try:
         for case in cases:
             print(f"{case}, {arguments.workers} workers, {arguments.folder}")

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 SIZES = {  # hidden, intermediate, layers, key-value width, vocabulary
     "10m": (128, 512, 4, 64, 32_000),
+    "0.1b": (640, 2560, 12, 320, 48_000),
     "0.3b": (1024, 4096, 16, 256, 64_000),
     "1.24b": (2048, 8192, 16, 512, 128_256),
 }

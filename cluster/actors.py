@@ -23,6 +23,7 @@ from cluster.model_queue import (
     choose_queue,
     largest_first,
 )
+from cluster.storage_errors import StorageError
 from nan_merge.errors import EvaluationError
 
 __all__ = ["ActorResources", "ModelJob", "serve_models"]
@@ -163,6 +164,9 @@ class _Pool:
         except RayTaskError as error:
             # Ray's own error carries the worker's traceback in its text; only `--debug` shows it.
             cause = error.cause if isinstance(error.cause, BaseException) else error
+            if isinstance(cause, StorageError):  # loading the model again is the wait
+                self._lose(actor, f"storage: {cause.what}", cause)
+                return
             if type(cause).__name__ in actor.serves.job.replace_on:
                 self._lose(actor, f"{type(cause).__name__}: {cause}"[:200].rstrip(": "))
                 return
@@ -192,8 +196,8 @@ class _Pool:
 
     # --- losses ------------------------------------------------------------------------------
 
-    def _lose(self, actor: ModelActor, reason: str) -> None:
-        """Replace an actor that died. Too often, and it is an error."""
+    def _lose(self, actor: ModelActor, reason: str, storage: StorageError | None = None) -> None:
+        """Replace an actor that died, or that the storage failed. Too often, and it is an error."""
         queue, place, doing = actor.serves, actor.calls[0].place, actor.doing
         self._tell("actor died", actor, doing=doing, reason=reason)
         self._take_back(actor)
@@ -202,6 +206,15 @@ class _Pool:
         if place is not None:
             queue.shard_deaths[place] += 1
             losses = max(losses, queue.shard_deaths[place])
+        if losses >= MAX_LOSSES and storage is not None:
+            self._fail(
+                EvaluationError(
+                    f"The storage failed the actor that serves {queue.job.label} {losses} times, "
+                    f"at last while {doing}: {storage.what}. {storage.original} What is finished "
+                    "is kept: run the same command again when the storage is back."
+                ),
+                storage.original,
+            )
         if losses >= MAX_LOSSES:
             self._fail(
                 EvaluationError(

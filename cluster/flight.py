@@ -14,11 +14,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from cluster.session import why_no_place, worker_limit
 from cluster.storage_errors import StorageError
@@ -143,10 +145,8 @@ class Flight:
         if not isinstance(error, StorageError):
             self._tell("task failed", attempt, error=str(error))
             raise error
-        count, self._storage_errors[place] = (
-            self._storage_errors[place],
-            1 + (self._storage_errors[place]),
-        )
+        count = self._storage_errors[place]
+        self._storage_errors[place] += 1
         if count >= len(waits):
             self._tell("task failed", attempt, error=str(error.original))
             raise NanMergeError(
@@ -160,7 +160,8 @@ class Flight:
     def cancel(self) -> None:
         """End everything that is under way."""
         for reference in self._flying:
-            ray.cancel(reference, force=True)
+            with suppress(RayError, RuntimeError):  # Ray itself may be what is gone
+                ray.cancel(reference, force=True)
         for attempt in list(self._flying.values()):
             self._land(attempt)
 
@@ -192,7 +193,8 @@ class Flight:
             path = Path(attempt.paths.progress)
             attempt.report.read(path)
             self._tell_starts(attempt)
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # the storage is away for a moment; the file tells nothing
+                path.unlink(missing_ok=True)
 
     def _look(self) -> None:
         """Read the reports, at most once in a while; find what is stuck."""
@@ -214,7 +216,10 @@ class Flight:
         """Attempts that have a file: one listing of the folder instead of many looks into it."""
         if (folders := self._watch.folders) is None:
             return []
-        there = {path.name for path in folders.progress.iterdir()}
+        try:
+            there = {path.name for path in folders.progress.iterdir()}
+        except OSError:  # the storage is away for a moment: nobody is heard
+            return []
         flying = list(self._flying.values())
         return [a for a in flying if a.paths and Path(a.paths.progress).name in there]
 

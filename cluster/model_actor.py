@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import time
 import uuid
 from collections import deque
@@ -19,6 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.model_queue import ActorResources, ModelJob, ModelQueue
 from cluster.reaper import watch_this_process
+from cluster.storage_errors import naming_storage_errors
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -30,8 +32,9 @@ class _ModelActor:
         self._model: Any = None
 
     def introduce(self) -> dict[str, Any]:
-        """Where this actor is: pid, and Ray's id of its node."""
-        return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
+        """Where this actor is: pid, machine, and Ray's id of its node."""
+        node = ray.get_runtime_context().get_node_id()
+        return {"pid": os.getpid(), "host": socket.gethostname(), "node": node}
 
     def load(self, load: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
         """Make a model; returns the seconds that it took."""
@@ -40,13 +43,15 @@ class _ModelActor:
             close()
         self._model = None  # give its memory back before the next model needs it
         gc.collect()
-        self._model = load(*arguments)
+        with naming_storage_errors():
+            self._model = load(*arguments)
         return time.monotonic() - started
 
     def work(self, work: Callable[[Any, Any], Any], item: Any) -> tuple[Any, float]:
         """What the work on an item returned, and the seconds that it took."""
         started = time.monotonic()
-        return work(self._model, item), time.monotonic() - started
+        with naming_storage_errors():
+            return work(self._model, item), time.monotonic() - started
 
 
 @dataclass(eq=False)

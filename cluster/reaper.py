@@ -1,12 +1,17 @@
-"""Leave nothing behind: end every process that an actor started, once the actor is gone.
+"""Leave nothing behind: end what actors, and a local Ray, would leave when they are killed.
 
 An engine may start processes of its own, which hold ports, GPU memory and shared memory. When its
 actor is killed they go on, as children of nobody. So every actor has a watcher: a small process in
 a session of its own, which waits for the actor's end, however it comes, then kills what descends
 from it, and removes the shared memory that these processes had open and nobody else has.
 
-Linux only: it reads /proc. `watch_this_process` does nothing elsewhere. The watcher runs this file
-as a script, so it needs nothing but the standard library.
+Ray's own daemons die with a killed driver, and the workers soon after; but the agents of the node
+first try for a minute to report it to them, holding their ports. So another small process waits
+at a pipe for the driver's end, and then ends the agents at once. It is no watcher, which would take
+the driver out of its process group, and so out of reach of Ctrl-C.
+
+Linux only: it reads /proc. Nothing happens elsewhere. Both run this file as a script, so it needs
+nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -16,7 +21,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +33,10 @@ LOOK_SECONDS = 2.0
 TRACKER_SECONDS = 5.0
 GIVE_UP_SECONDS = 30.0
 
+Known = tuple[int, int]  # a process and when it was started in clock ticks: together unique
+_IS_LINUX = sys.platform.startswith("linux")
+# -I -S: nothing but the standard library, so it is there in a moment.
+_THIS_SCRIPT = (sys.executable, "-I", "-S", __file__)
 _SHARED_MEMORY = "/dev/shm/"
 _TRACKER = b"multiprocessing.resource_tracker"
 
@@ -40,19 +50,48 @@ def watch_this_process(tag: str) -> None:
     Args:
         tag: Unique among all actors.
     """
-    if not sys.platform.startswith("linux"):
+    if not _IS_LINUX:
         return
     this = _read_process(os.getpid())
     assert this is not None, "a process that runs is in /proc"
     if this.pid != os.getsid(0):  # the leader of a session leads its group already
         os.setpgid(0, 0)
-    # -I -S: nothing but the standard library, so it is there in a moment.
-    command = [sys.executable, "-I", "-S", __file__, str(this.pid), str(this.started), tag]
+    command = [*_THIS_SCRIPT, "watch", str(this.pid), str(this.started), tag]
     subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
     os.environ[TAG] = tag  # after that: the watcher must not bear the mark itself
 
 
+def ray_agents() -> list[Known]:
+    """What this process's Ray node has started by now: its agents, and idle workers."""
+    there = _all_processes()
+    raylets = {each.pid for each in there if (each.parent, each.name) == (os.getpid(), "raylet")}
+    return [(each.pid, each.started) for each in there if each.parent in raylets]
+
+
+@contextmanager
+def ending_with_this_process(processes: Sequence[Known]) -> Generator[None]:
+    """Kill these processes if this one ends inside the block, or have not ended at its end."""
+    if not processes:
+        yield
+        return
+    waiting, mine = os.pipe()
+    waiter = subprocess.Popen(
+        [*_THIS_SCRIPT, "wait", *(f"{pid}:{started}" for pid, started in processes)],
+        stdin=waiting,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is not for it
+    )
+    os.close(waiting)
+    try:
+        yield
+    finally:
+        os.close(mine)
+        waiter.wait()
+
+
 class _Process(NamedTuple):
+    name: str
     pid: int
     parent: int
     group: int
@@ -62,15 +101,18 @@ class _Process(NamedTuple):
 def _read_process(pid: int) -> _Process | None:
     try:
         # The name, in brackets, may hold anything; the fields after it are numbers.
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        before, _, after = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
     except OSError:
         return None
+    name, fields = before.partition("(")[2], after.split()
     if fields[0] in "ZX":  # ended, and waits to be collected
         return None
-    return _Process(pid, int(fields[1]), int(fields[2]), int(fields[19]))
+    return _Process(name, pid, int(fields[1]), int(fields[2]), int(fields[19]))
 
 
 def _all_processes() -> list[_Process]:
+    if not _IS_LINUX:
+        return []
     pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
     return [found for pid in pids if (found := _read_process(pid)) is not None]
 
@@ -164,7 +206,7 @@ def _remove_shared_memory(paths: set[str]) -> None:
                     path.unlink()
 
 
-def main(leader: int, started: int, tag: str) -> None:
+def _watch(leader: int, started: int, tag: str) -> None:
     """Watch a process until it ends, then end what it left; returns at once, works on behind."""
     if os.fork():
         os._exit(0)  # the watcher is nobody's child, so whoever ends the actor's children spares it
@@ -181,5 +223,20 @@ def main(leader: int, started: int, tag: str) -> None:
     _remove_shared_memory(family.shared_memory)
 
 
+def _wait_and_end(processes: Sequence[Known]) -> None:
+    """Wait until the other end of the pipe is closed, then kill."""
+    while os.read(0, 1):
+        pass
+    for pid, started in processes:
+        found = _read_process(pid)
+        if found is not None and found.started == started:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    what, *arguments = sys.argv[1:]
+    if what == "watch":
+        _watch(int(arguments[0]), int(arguments[1]), arguments[2])
+    else:
+        _wait_and_end([(int(pid), int(start)) for pid, start in (a.split(":") for a in arguments)])

@@ -9,7 +9,7 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-from cluster.farewell import ending_with_this_process, ray_agents
+from cluster.reaper import ending_with_this_process, ray_agents
 from cluster.task_options import MAX_RETRIES, TaskOptions
 from nan_merge.errors import MissingExtraError, NanMergeError
 
@@ -44,6 +44,12 @@ def ray_session(
         NanMergeError: If Ray cannot be started, or there is no cluster at the address.
     """
     global _limit
+    if address.startswith("ray://"):
+        raise NanMergeError(
+            f"{address} is an address of Ray Client, whose driver stays outside of the cluster and "
+            "away from its storage. Use `nan-merge submit CONFIG --address http://HEAD:8265`, or "
+            "run on a node of the cluster with `cluster.address=auto`."
+        )
     local = address == "local"
     ray = _import_ray(local)
     if not local:
@@ -64,6 +70,13 @@ def ray_session(
 def worker_limit() -> int | None:
     """Most tasks that the open session may have under way; None if Ray itself sees to it."""
     return _limit
+
+
+def num_cpus() -> int:
+    """CPU cores that the nodes of the open session have now, all together."""
+    import ray
+
+    return int(ray.cluster_resources().get("CPU", 0))
 
 
 def has_gpus() -> bool:
@@ -158,8 +171,8 @@ def _probe(address: str) -> None:
 
 
 def _endpoint(address: str) -> tuple[str, int] | None:
-    """Host and port of ``host:port`` or ``ray://host:port``; None for any other address."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    """Host and port of ``host:port``; None for any other address."""
+    host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
         return None
     return host.strip("[]"), int(port)

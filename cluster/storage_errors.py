@@ -6,7 +6,8 @@ They are recognised on the worker, because an exception that travels loses its c
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 PASSING = frozenset(
     {
@@ -38,6 +39,17 @@ class StorageError(Exception):
     def __init__(self, what: str, original: Exception) -> None:
         super().__init__(what, original)  # both are arguments, so that both travel
         self.what, self.original = what, original
+
+
+@contextmanager
+def naming_storage_errors() -> Generator[None]:
+    """On a worker: raise `StorageError` in the place of what the storage caused and may pass."""
+    try:
+        yield
+    except Exception as error:
+        if (found := as_storage_error(error)) is not None:
+            raise found from error
+        raise
 
 
 def as_storage_error(error: Exception) -> StorageError | None:

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.flight import Flight, Watch
-from cluster.storage_errors import as_storage_error
+from cluster.storage_errors import naming_storage_errors
 from cluster.task_options import MAX_RETRIES, TaskOptions
 from cluster.task_report import ReportPaths, reporting
 from nan_merge.errors import NanMergeError
@@ -46,13 +46,8 @@ def _on_a_worker(paths: ReportPaths | None) -> Generator[None]:
     if not ray.get_gpu_ids():
         # A task that was given no GPU must not take one that belongs to others.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    try:
-        with reporting(paths):
-            yield
-    except Exception as error:
-        if (found := as_storage_error(error)) is not None:
-            raise found from error
-        raise
+    with naming_storage_errors(), reporting(paths):
+        yield
 
 
 def run_tasks(

@@ -107,7 +107,9 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         from pyarrow import ArrowException
         from pyarrow.parquet import read_table as read_parquet
     except ImportError as error:
-        raise MissingExtraError("parquet needs pyarrow: pip install 'nan-merge[eval]'") from error
+        raise MissingExtraError(
+            "parquet needs pyarrow: pip install 'nan-merge[language]'"
+        ) from error
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:

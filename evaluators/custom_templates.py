@@ -53,7 +53,9 @@ def _compile(text: str) -> Any:
         from jinja2 import StrictUndefined
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as error:
-        raise MissingExtraError("templates need jinja2: pip install 'nan-merge[eval]'") from error
+        raise MissingExtraError(
+            "templates need jinja2: pip install 'nan-merge[language]'"
+        ) from error
     environment = ImmutableSandboxedEnvironment(
         undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
     )

@@ -64,6 +64,16 @@ class DataReport:
     is_known: bool | None
     problems: tuple[str, ...]
 
+    @property
+    def num_questions(self) -> int:
+        """Questions that are scored."""
+        return sum(row.num_found for row in self.rows if row.split in ("test", "val"))
+
+    @property
+    def num_published(self) -> int:
+        """Questions that are scored, as published."""
+        return _NUM_PUBLISHED[self.benchmark]
+
     def all_problems(self) -> list[str]:
         """Everything that is wrong."""
         return [*self.problems, *(problem for row in self.rows for problem in row.problems)]
@@ -119,6 +129,15 @@ KNOWN_DIGESTS = {
 BBH_COMMIT = "9ee07bd481feebf959a6b59d61ea57bdcf30964d"
 """Of github.com/suzgunmirac/BIG-Bench-Hard, from which the checksums are."""
 
+CHECKED_BENCHMARKS = ("mmlu", "ceval", "bbh", "gsm8k")
+"""That have a folder of their own; "ceval-test" is checked too, it lies in that of "ceval"."""
+_NUM_PUBLISHED = {
+    "mmlu": 14_042,
+    "ceval": 1_346,
+    "ceval-test": 12_342,
+    "bbh": 6_511,
+    "gsm8k": 1_319,
+}
 _CEVAL_SPLITS = {"ceval": "val", "ceval-test": "test"}
 
 
@@ -149,8 +168,8 @@ def _parts(benchmark: str, folder: Path) -> list[_Part]:
     if benchmark == "bbh":
         return [part for task in bbh_tasks.TASKS for part in _bbh_parts(folder, task)]
     if benchmark == "gsm8k":
-        return [_Part("gsm8k", "test", 1319, folder / "test.jsonl", _problems)]
-    known = "mmlu, ceval, ceval-test, bbh, gsm8k"
+        return [_Part("gsm8k", "test", _NUM_PUBLISHED["gsm8k"], folder / "test.jsonl", _problems)]
+    known = ", ".join(_NUM_PUBLISHED)
     raise ConfigError(f"There is no benchmark {benchmark!r} whose data can be checked: {known}.")
 
 
@@ -178,7 +197,7 @@ def _check_part(part: _Part) -> tuple[DataRow, Sequence[Record] | None]:
         problems.append(f"{part.path}: its SHA-256 is not that of the authors' file")
     copies = sum(count - 1 for count in Counter(map(str, records)).values())
     if copies:
-        notes.append(f"{copies} questions are there twice")
+        notes.append(f"{copies} repeat others")
     num_found = 0 if part.split == "prompt" else len(records)
     row = DataRow(
         part.subset, part.split, part.num_expected, num_found, tuple(problems), tuple(notes)
@@ -197,7 +216,7 @@ def _wrong_sum(benchmark: str, rows: Sequence[DataRow]) -> tuple[str, ...]:
     if split is None:
         return ()
     found = sum(row.num_found for row in rows if row.split == split)
-    expected = ceval_subjects.NUM_SAMPLES[split]
+    expected = _NUM_PUBLISHED[benchmark]
     if found == expected:
         return ()
     return (f"{split} has {found:,} questions in all, {expected:,} are published",)

@@ -25,47 +25,56 @@ BBH_ADDRESS = f"https://raw.githubusercontent.com/suzgunmirac/BIG-Bench-Hard/{BB
 REPOSITORIES = {
     "mmlu": "cais/mmlu",
     "ceval": "ceval/ceval-exam",
-    "ceval-test": "ceval/ceval-exam",
     "gsm8k": "openai/gsm8k",
 }
 Rows = Sequence[Mapping[str, Any]]
 
 
-def fetch_data(
+def fetch_benchmark(
     benchmark: str, folder: Path, revision: str | None = None, address: str = BBH_ADDRESS
-) -> None:
-    """Fetch a benchmark's data, check it, and publish it as a new folder.
+) -> Path:
+    """Fetch a benchmark's data into ``folder/BENCHMARK``; it appears when it is whole and checked.
 
     Args:
-        benchmark: mmlu, ceval, ceval-test, bbh or gsm8k.
-        folder: To write; must not exist or be empty.
+        benchmark: mmlu, ceval, bbh or gsm8k.
+        folder: Where folders of benchmarks lie.
         revision: Of the hub's repository; its main branch if None. Not for bbh.
         address: Where the files of bbh lie.
 
     Raises:
-        ConfigError: If there is no such benchmark.
-        DataError: If the place cannot be reached, or what it gives fails `check_data`.
+        ConfigError: If the benchmark is unknown.
+        DataError: If the place cannot be reached, its data has another form than it had, or it
+            fails `check_data`.
         MissingExtraError: If parquet cannot be read here.
         OutputError: If the folder is taken or cannot be written.
     """
     writers: dict[str, Callable[[Path], None]] = {
         "mmlu": lambda staging: _write_mmlu(staging, revision),
         "ceval": lambda staging: _write_ceval(staging, revision),
-        "ceval-test": lambda staging: _write_ceval(staging, revision),
         "bbh": lambda staging: _write_bbh(staging, address),
         "gsm8k": lambda staging: _write_gsm8k(staging, revision),
     }
     if benchmark not in writers:
-        raise ConfigError(
-            f"There is no benchmark {benchmark!r} that can be fetched: {', '.join(writers)}."
-        )
-    with publish_folder(folder) as staging:
-        writers[benchmark](staging)
-        problems = check_data(benchmark, staging).all_problems()
-        if problems:
-            first = str(problems[0]).replace(str(staging), str(folder))
-            more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
-            raise DataError(f"What was fetched is not {benchmark} as published: {first}{more}")
+        raise ConfigError(f"{benchmark!r} cannot be fetched, have {', '.join(writers)}.")
+    target = folder / benchmark
+    with publish_folder(target) as staging:
+        try:
+            writers[benchmark](staging)
+        except (KeyError, IndexError, TypeError) as error:
+            raise DataError(
+                f"{benchmark} on the hub has another form than this version knows ({error!r}). "
+                "Put the files in the upstream layout yourself; docs/benchmarks.md shows it."
+            ) from error
+        _refuse_problems(benchmark, staging, target)
+    return target
+
+
+def _refuse_problems(benchmark: str, staging: Path, target: Path) -> None:
+    problems = check_data(benchmark, staging).all_problems()
+    if problems:
+        first = problems[0].replace(str(staging), str(target))
+        more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
+        raise DataError(f"What was fetched is not {benchmark} as published: {first}{more}")
 
 
 def _write_mmlu(folder: Path, revision: str | None) -> None:
@@ -138,7 +147,7 @@ def _read_parquet(folder: Path, split: str) -> Rows:
         from pyarrow.parquet import read_table
     except ImportError as error:
         raise MissingExtraError(
-            "data from the hub is parquet, which needs pyarrow: pip install 'nan-merge[eval]'"
+            "data from the hub is parquet, which needs pyarrow: pip install 'nan-merge[language]'"
         ) from error
     files = sorted(folder.glob(f"{split}-*.parquet"))
     if not files:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from nan_merge.errors import DataError
-from nan_merge.publish import explain_write_errors, sync_path
+from nan_merge.publish import explain_write_errors, partial_path, sync_path
 
 
 class LabelledImages(NamedTuple):
@@ -72,7 +71,7 @@ def save_image_set(image_set: ImageSet, path: Path) -> None:
     """
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.parent / f".{path.name}.{os.getpid()}.partial"
+        partial = partial_path(path)
         try:
             with partial.open("wb") as file:
                 np.savez_compressed(

@@ -13,26 +13,39 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from evaluators.predictions import Prediction, write_predictions
+from evaluators.predictions import Record, parse_record, write_predictions
 from nan_merge.publish import explain_write_errors, sync_path
 
+R = TypeVar("R", bound=Record)
 
-class PredictionJournal:
-    """The predictions of one model on one benchmark while they are made. One writer at a time."""
 
-    def __init__(self, path: Path, key: str, sample_ids: Sequence[str]) -> None:
+class PredictionJournal(Generic[R]):
+    """The records of one model on one benchmark while they are made. One writer at a time."""
+
+    def __init__(
+        self,
+        path: Path,
+        key: str,
+        sample_ids: Sequence[str],
+        kind: type[R],
+        known: Sequence[R] = (),
+    ) -> None:
         """Take up the journal that an earlier run left, if it is of the same key.
 
         Args:
             path: Where the finished record goes.
             key: Of all that shapes the predictions.
             sample_ids: Of every sample of the benchmark, in its order.
+            kind: Class of the records, e.g. `Prediction`.
+            known: Records of some of the samples, made under the same key.
         """
         self.path = path
+        self._kind = kind
         self._journal = path.with_name(f".{path.name}.partial")
         self._key, self.sample_ids = key, tuple(sample_ids)
-        self._kept = self._take_up()
+        self._kept = {each.sample_id: each for each in known} | self._take_up()
 
     def missing(self, shards: Sequence[Sequence[int]]) -> list[int]:
         """Which shards, lists of places in the samples, are not answered in full."""
@@ -44,7 +57,7 @@ class PredictionJournal:
         """Whether every sample is answered."""
         return all(sample_id in self._kept for sample_id in self.sample_ids)
 
-    def append(self, predictions: Sequence[Prediction]) -> None:
+    def append(self, predictions: Sequence[R]) -> None:
         """Keep the predictions of a shard; they are on the disk when this returns.
 
         Raises:
@@ -63,7 +76,7 @@ class PredictionJournal:
                 sync_path(self._journal.parent)
         self._kept.update((each.sample_id, each) for each in predictions)
 
-    def finish(self) -> list[Prediction]:
+    def finish(self) -> list[R]:
         """Write the record, remove the journal, and return the predictions in their order.
 
         Raises:
@@ -74,20 +87,20 @@ class PredictionJournal:
         self._journal.unlink(missing_ok=True)
         return predictions
 
-    def _take_up(self) -> dict[str, Prediction]:
+    def _take_up(self) -> dict[str, R]:
         """What an earlier run kept. A line that was cut off, and all after it, is dropped."""
         try:
             content = self._journal.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        kept: dict[str, Prediction] = {}
+        kept: dict[str, R] = {}
         header, *lines = content.splitlines(keepends=True) or [b""]
         if header != _line({"key": self._key}):
             self._journal.unlink()
             return {}
         num_good = len(header)
         for line in lines:
-            prediction = _parse(line)
+            prediction = _parse(line, self._kind)
             if prediction is None:
                 break
             kept[prediction.sample_id] = prediction
@@ -101,10 +114,10 @@ def _line(content: Mapping[str, object]) -> bytes:
     return json.dumps(content).encode() + b"\n"  # ASCII: no letter in it ends a line
 
 
-def _parse(line: bytes) -> Prediction | None:
+def _parse(line: bytes, kind: type[R]) -> R | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        return Prediction(**json.loads(line))
-    except (ValueError, TypeError):
+        return parse_record(line, kind)
+    except (ValueError, TypeError, AttributeError):
         return None

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from nan_merge.errors import DataError
 from nan_merge.publish import write_text_atomically
+
+
+class Record(Protocol):
+    """A frozen dataclass of one model's answer to one sample: `Prediction` or `Answer`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def sample_id(self) -> str:
+        """Stable, unique within the benchmark."""
+        ...
+
+
+R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -36,10 +51,11 @@ class Prediction:
         return self.answer == self.target
 
 
-def write_predictions(path: Path, key: str, predictions: Sequence[Prediction]) -> None:
-    """Write predictions as JSON lines, headed by a line with the key of what made them."""
-    lines = [json.dumps({"key": key, "num_samples": len(predictions)})]
-    lines += [json.dumps(asdict(prediction), ensure_ascii=False) for prediction in predictions]
+def write_predictions(path: Path, key: str, predictions: Iterable[Record]) -> None:
+    """Write records as JSON lines, headed by a line with the key of what made them."""
+    records = list(predictions)
+    lines = [json.dumps({"key": key, "num_samples": len(records)})]
+    lines += [json.dumps(asdict(record), ensure_ascii=False) for record in records]
     write_text_atomically(path, "\n".join(lines) + "\n")
 
 
@@ -52,8 +68,23 @@ def read_key(path: Path) -> str | None:
         return None
 
 
-def read_predictions(path: Path) -> list[Prediction]:
+def parse_record(line: str | bytes, kind: type[R]) -> R:
+    """One record from its line of JSON; lists become the tuples that they were.
+
+    Raises:
+        ValueError: If it is not JSON.
+        TypeError: If it is not a record of this kind.
+    """
+    content = json.loads(line)
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+
+
+def read_predictions(path: Path, kind: type[R]) -> list[R]:
     """Read what `write_predictions` wrote.
+
+    Args:
+        path: The file.
+        kind: Class of the records in it.
 
     Raises:
         DataError: If the file is missing, cut short or edited into nonsense.
@@ -61,12 +92,12 @@ def read_predictions(path: Path) -> list[Prediction]:
     try:
         # Not splitlines: JSON leaves U+2028 and its like in strings as they are.
         first, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        predictions = [Prediction(**json.loads(line)) for line in lines]
-        if len(predictions) != json.loads(first)["num_samples"]:
+        records = [parse_record(line, kind) for line in lines]
+        if len(records) != json.loads(first)["num_samples"]:
             raise ValueError("lines are missing")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"{path} is damaged ({error}). Remove it and run the same command again; only this "
             "benchmark of this model is evaluated again."
         ) from error
-    return predictions
+    return records

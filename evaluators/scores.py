@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-class Outcome(Protocol):
-    """What a score is made of: a `Prediction`, or a `ScoredAnswer` of a language model."""
+class ScoredSample(Protocol):
+    """One sample and whether it was answered right: an image's `Prediction`, or an `Outcome`."""
 
     @property
     def sample_id(self) -> str:
@@ -19,7 +19,7 @@ class Outcome(Protocol):
 
     @property
     def cluster_id(self) -> str:
-        """Samples that share a source share it."""
+        """What samples of one source share."""
         ...
 
     @property
@@ -47,7 +47,9 @@ class Score:
     num_samples: int
 
 
-def score_accuracy(benchmark: str, predictions: Sequence[Outcome], metric: str = "top1") -> Score:
+def score_accuracy(
+    benchmark: str, predictions: Sequence[ScoredSample], metric: str = "top1"
+) -> Score:
     """Share of right answers and its standard error.
 
     With clusters g of samples and residuals r, the error is sqrt(sum_g (sum_{i in g} r_i)^2) / n,
@@ -60,7 +62,7 @@ def score_accuracy(benchmark: str, predictions: Sequence[Outcome], metric: str =
     return _mean_score(benchmark, metric, {benchmark: _outcomes(predictions)})
 
 
-def score_average(predictions: Mapping[str, Sequence[Outcome]], metric: str = "top1") -> Score:
+def score_average(predictions: Mapping[str, Sequence[ScoredSample]], metric: str = "top1") -> Score:
     """Unweighted mean over benchmarks of the share of right answers, and its standard error.
 
     Benchmarks may share clusters, so their errors do not just add up. For k benchmarks b of n_b
@@ -79,8 +81,8 @@ def score_average(predictions: Mapping[str, Sequence[Outcome]], metric: str = "t
 
 
 def score_difference(
-    predictions: Mapping[str, Sequence[Outcome]],
-    baseline: Mapping[str, Sequence[Outcome]],
+    predictions: Mapping[str, Sequence[ScoredSample]],
+    baseline: Mapping[str, Sequence[ScoredSample]],
     metric: str = "top1",
 ) -> Score:
     """One model's average minus another's, paired by sample, and its standard error.
@@ -105,7 +107,7 @@ def score_difference(
     return _mean_score("average", f"{metric} difference", outcomes)
 
 
-def _outcomes(predictions: Sequence[Outcome]) -> list[tuple[str, float]]:
+def _outcomes(predictions: Sequence[ScoredSample]) -> list[tuple[str, float]]:
     return [(each.cluster_id, float(each.is_correct)) for each in predictions]
 
 
@@ -131,3 +133,35 @@ def _mean_score(
     square = math.fsum(residual**2 for residual in residuals.values())
     error = math.sqrt(square * num_clusters / (num_clusters - 1))
     return Score(name, metric, value, error, num_samples)
+
+
+def score_weighted(
+    name: str, metric: str, parts: Sequence[tuple[float, Sequence[tuple[str, float]]]]
+) -> Score:
+    """Weighted mean over parts of the means of their outcomes, and its standard error.
+
+    The formula is that of `score_average` with w_b in the place of 1 / k.
+
+    Args:
+        name: What the score is of.
+        metric: Name of what is counted.
+        parts: Weight, and (cluster, outcome) of every sample; weights sum to 1.
+
+    Raises:
+        ValueError: If a part has no samples.
+    """
+    residuals: dict[str, float] = defaultdict(float)
+    means: list[float] = []
+    for weight, found in parts:
+        if not found:
+            raise ValueError(f"{name}: there are no predictions to score")
+        mean = math.fsum(outcome for _, outcome in found) / len(found)
+        means.append(weight * mean)
+        for cluster, outcome in found:
+            residuals[cluster] += weight * (outcome - mean) / len(found)
+    num_samples, num_clusters = sum(len(found) for _, found in parts), len(residuals)
+    error = math.nan
+    if num_clusters > 1:
+        square = math.fsum(residual**2 for residual in residuals.values())
+        error = math.sqrt(square * num_clusters / (num_clusters - 1))
+    return Score(name, metric, math.fsum(means), error, num_samples)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nan_merge.checkpoint import open_checkpoint
     from nan_merge.errors import NanMergeError
-    from nan_merge.merge import merge_checkpoint, merge_checkpoints
+    from nan_merge.merge import merge_checkpoint, merge_checkpoints, merge_to_url
     from nan_merge.plan import plan_merge
     from nan_merge.recipe import MergeRecipe
     from nan_merge.recipe_file import load_recipe
@@ -30,6 +30,7 @@ _HOMES = {
     "load_recipe": "nan_merge.recipe_file",
     "merge_checkpoint": "nan_merge.merge",
     "merge_checkpoints": "nan_merge.merge",
+    "merge_to_url": "nan_merge.merge",
     "open_checkpoint": "nan_merge.checkpoint",
     "plan_merge": "nan_merge.plan",
     "verify_checkpoint": "nan_merge.verify",
@@ -42,6 +43,7 @@ __all__ = [
     "load_recipe",
     "merge_checkpoint",
     "merge_checkpoints",
+    "merge_to_url",
     "open_checkpoint",
     "plan_merge",
     "verify_checkpoint",

@@ -15,7 +15,8 @@ from nan_merge.safetensors_file import TensorInfo, read_header
 
 INDEX_NAME = "model.safetensors.index.json"
 # In the layout of transformers and in that of open_clip; a folder that has both is the former.
-WHOLE_MODELS = ("model.safetensors", "open_clip_model.safetensors")
+OPEN_CLIP_WEIGHTS, OPEN_CLIP_CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+WHOLE_MODELS = ("model.safetensors", OPEN_CLIP_WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,13 @@ class Checkpoint:
     folder: Path
     files: tuple[Path, ...]
     tensors: dict[str, TensorInfo]
+
+    @property
+    def is_open_clips(self) -> bool:
+        """Whether the folder is in open_clip's layout, which knows no shards."""
+        own = self.files[0].name.startswith("open_clip_") if self.files else False
+        has_config = (self.folder / OPEN_CLIP_CONFIG).is_file()
+        return own or (has_config and not (self.folder / "config.json").is_file())
 
     @property
     def num_parameters(self) -> int:

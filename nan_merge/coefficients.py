@@ -80,6 +80,7 @@ def compute_coefficients(
         shares = {key: _normalised(row, key) for key, row in shares.items()}
     factor = spec.lambda_ * scale
     coefficients = {key: _rounded(factor, row) for key, row in shares.items()}
+    _refuse_infinite(coefficients)
     names = tuple(model.name for model in recipe.models)
     return CoefficientTable(names, scope, alpha, coefficients, used, scale)
 
@@ -94,7 +95,16 @@ def _table_scope(recipe: MergeRecipe) -> str:
 
 
 def _rounded(factor: float, row: Sequence[float]) -> Row:
-    return tuple(float(np.float32(factor * share)) for share in row)
+    with np.errstate(over="ignore"):
+        return tuple(float(np.float32(factor * share)) for share in row)
+
+
+def _refuse_infinite(coefficients: Mapping[str, Row]) -> None:
+    if not all(math.isfinite(number) for row in coefficients.values() for number in row):
+        raise CoefficientError(
+            "Some coefficients are too large for float32. Make `weight`, `lambda` or `scale` "
+            "smaller."
+        )
 
 
 def _alphas(
@@ -120,24 +130,37 @@ def _alphas(
         assert num_elements or kind == "norm", f"{kind} is made from numbers of elements too"
         counts = [num_elements.get(name, 1) for name in names]
         # Where no tensor under a key is selected, or all are empty, its alpha is uniform.
-        used[key] = SIZES[kind](found, counts, spec.norm_target) if any(counts) else ()
-    return used, {key: _shares_of_key(recipe, key, row) for key, row in used.items()}
-
-
-def _shares_of_key(recipe: MergeRecipe, key: str, sizes: Row) -> Row:
-    spec, num_models = recipe.coefficients, len(recipe.models)
-    row = SHARES[spec.source]
-    zero = [model.name for model, size in zip(recipe.models, sizes, strict=False) if size == 0]
-    if not sizes or (len(zero) == num_models and key != WHOLE_MODEL):
-        # Nothing was selected here, or no model changed it: any shares give the same result.
-        return (1.0 / num_models,) * num_models
-    if zero and (len(zero) == num_models or (row.inverts and spec.zero_norm == "error")):
-        what = "task vector" if spec.norm_target == "task_vector" else "weights"
-        where = "" if key == WHOLE_MODEL else f" in {key}"
+        used[key] = SIZES[kind](found, counts, spec.target) if any(counts) else ()
+    known = [row for row in used.values() if row]
+    has_norm = [any(sizes) for sizes in zip(*known, strict=True)]
+    if known and not any(has_norm):
         raise CoefficientError(
-            f"The {what} of model {', '.join(zero)} have norm 0{where}: {spec.source} would divide "
-            "by it. Such a model learned nothing there: leave it out, or set `zero_norm: exclude` "
-            "to give it coefficient 0."
+            f"Every model has a {_kind_of_norm(spec)} of 0, so {spec.source} has nothing to weigh. "
+            "Are these the fine-tuned models, and is `base` another one?"
+        )
+    sharing = has_norm if known else [True] * len(recipe.models)
+    return used, {key: _shares_of_key(recipe, key, row, sharing) for key, row in used.items()}
+
+
+def _kind_of_norm(spec: CoefficientSpec) -> str:
+    return "task-vector norm" if spec.target == "task_vector" else "weight norm"
+
+
+def _shares_of_key(recipe: MergeRecipe, key: str, sizes: Row, sharing: Sequence[bool]) -> Row:
+    """The shares under one key, where ``sharing`` says which models have a norm anywhere."""
+    spec = recipe.coefficients
+    row = SHARES[spec.source]
+    if not any(sizes):
+        # Nothing was selected here, or no model changed it: any shares give the same result.
+        return tuple(float(shares) / sum(sharing) for shares in sharing)
+    zero = [model.name for model, size in zip(recipe.models, sizes, strict=True) if size == 0]
+    if zero and row.inverts and spec.zero_norm == "error":
+        where = "" if key == WHOLE_MODEL else f" in {key}"
+        who = f"Model {zero[0]} has" if len(zero) == 1 else f"Models {', '.join(zero)} have"
+        raise CoefficientError(
+            f"{who} a {_kind_of_norm(spec)} of 0{where}: {spec.source} would divide by it. Such a "
+            "model learned nothing there: leave it out, or set `zero_norm: exclude` to give it "
+            "coefficient 0."
         )
     kept = iter(row.share([size for size in sizes if size != 0], spec.power))
     return tuple(next(kept) if size != 0 else 0.0 for size in sizes)

@@ -64,8 +64,17 @@ def problem_lines(schema: type[BaseModel], error: ValidationError, document: Doc
 
     Each is ``place: field: what was found, what was expected; did you mean 'something near'?``
     """
-    problems = [_Problem(schema, item) for item in error.errors(include_url=False)]
+    problems = [
+        _Problem(schema, item) for item in error.errors(include_url=False) if not _is_echo(item)
+    ]
     return [_line(group, document) for group in _one_per_union(problems, 0)]
+
+
+def _is_echo(error: Any) -> bool:
+    """Whether a list is called too short only because none of its entries is right."""
+    found = error["input"]
+    is_list = isinstance(found, list | tuple)
+    return error["type"] == "too_short" and is_list and len(found) >= error["ctx"]["min_length"]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -8,7 +8,8 @@ NanMergeError
 ├── OutputError          the result cannot be written (folder taken, disk full)
 ├── MissingExtraError    an optional dependency is not installed
 ├── DataError            benchmark data is missing or damaged
-└── EvaluationError      a model cannot be served or scored
+├── EvaluationError      a model cannot be served or scored
+└── EngineDiedError      an engine that served a model ended while it worked
 
 Every message says what is wrong, where (file, tensor, field) and how to mend it. A mistake of
 ours is an ``AssertionError`` or whatever Python raises, and keeps its traceback.
@@ -49,3 +50,7 @@ class DataError(NanMergeError):
 
 class EvaluationError(NanMergeError):
     """A model cannot be served or scored."""
+
+
+class EngineDiedError(NanMergeError):
+    """An engine that served a model ended while it worked; another one may do better."""

@@ -135,11 +135,16 @@ def compute_costs(plan: MergePlan) -> dict[str, float]:
         _try_out(plan, Path(folder) / "warm", 1)  # the first time, loops are compiled and loaded
         small = _try_out(plan, Path(folder) / "small", PROBE_ELEMENTS // 8)
         large = _try_out(plan, Path(folder) / "large", PROBE_ELEMENTS)
-        return {
-            label: max(seconds - small[label][0], 0.0) / (num_bytes - small[label][1])
-            for label, (seconds, num_bytes) in large.items()
-        }
+        return {label: _seconds_per_byte(small[label], trial) for label, trial in large.items()}
     return {}
+
+
+def _seconds_per_byte(small: tuple[float, int], large: tuple[float, int]) -> float:
+    """From two trials, of seconds and bytes each, without what every trial costs."""
+    (less, fewer_bytes), (more, num_bytes) = small, large
+    if num_bytes == fewer_bytes:  # one row of many wide models is as large as a trial gets
+        return more / num_bytes
+    return max(more - less, 0.0) / (num_bytes - fewer_bytes)
 
 
 def _try_out(plan: MergePlan, folder: Path, num_elements: int) -> dict[str, tuple[float, int]]:

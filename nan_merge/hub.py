@@ -35,12 +35,16 @@ def resolve_folder(path: str) -> Path:
     """
     if is_url(path):
         return stage(path)
-    local = Path(path).expanduser()
     try:
+        local = Path(path).expanduser()
         if local.exists():
             return local
     except OSError as error:  # a name that no file can have
         raise CheckpointError(f"No checkpoint at {path[:80]}: {error.strerror}.") from error
+    except RuntimeError as error:  # what Python raises for a user who is not there
+        raise CheckpointError(
+            f"No checkpoint at {path[:80]}: there is no such user. Give the folder's whole path."
+        ) from error
     if not HUB_ID.match(path) or path.startswith("."):
         raise CheckpointError(
             f"No checkpoint at {path} (looked for {local.absolute()}). "

@@ -47,9 +47,18 @@ class LoraSettings:
         return self.rank_pattern.get(_matching(self.rank_pattern, module), self.rank)
 
     def scale_of(self, module: str) -> float:
-        """The factor s of B·A."""
+        """The factor s of B·A.
+
+        Raises:
+            CheckpointError: If the rank is not positive.
+        """
         alpha = self.alpha_pattern.get(_matching(self.alpha_pattern, module), self.alpha)
         rank = self.rank_of(module)
+        if rank < 1:
+            raise CheckpointError(
+                f"{self.path}: rank {rank} for {module}, expected at least 1. "
+                "Save the adapter again."
+            )
         return alpha / (math.sqrt(rank) if self.is_rank_stabilised else rank)
 
 

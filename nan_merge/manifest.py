@@ -95,6 +95,11 @@ def is_whole(folder: Path) -> bool:
     )
 
 
+def beside_hashes(folder: Path) -> dict[str, str]:
+    """File's name -> SHA-256 of config, tokenizer and like files that a merge wrote."""
+    return {name: digest_file(folder / name) for name in SIDE_FILES if (folder / name).is_file()}
+
+
 def write_side_files(
     folder: Path,
     plan: MergePlan,
@@ -115,6 +120,7 @@ def write_side_files(
     if len(plan.shards) > 1:
         write_text_atomically(folder / INDEX_NAME, _dump(_index(plan)))
     manifest = make_manifest(plan, measured, fingerprints, files)
+    manifest["beside"] = beside_hashes(folder)
     write_text_atomically(folder / "README.md", _model_card(plan, manifest))
     write_text_atomically(folder / MANIFEST_NAME, _dump(manifest))
 
@@ -132,7 +138,7 @@ def make_manifest(
         "format": 1,
         "nan_merge": version("nan-merge"),
         "merge_key": merge_key(plan, fingerprints),
-        "recipe": plan.recipe.model_dump(mode="json", by_alias=True, exclude_none=True),
+        "recipe": plan.recipe.as_json(),
         "fingerprints": [
             {"name": name, "fingerprint": each}
             for name, each in zip(inputs, fingerprints, strict=True)
@@ -172,10 +178,17 @@ def _copy_side_files(plan: MergePlan, folder: Path) -> None:
     config_path = folder / "config.json"
     if plan.recipe.dtype and config_path.is_file():
         config = json.loads(config_path.read_bytes())
-        for key in ("torch_dtype", "dtype"):
-            if key in config:
-                config[key] = plan.recipe.dtype
+        _set_dtype(config, plan.recipe.dtype)
         write_text_atomically(config_path, _dump(config))
+
+
+def _set_dtype(config: dict[str, Any], dtype: str) -> None:
+    """Name the type of the weights, also in the parts of a model of several (`text_config`)."""
+    for key, value in config.items():
+        if key in ("torch_dtype", "dtype"):
+            config[key] = dtype
+        elif key.endswith("_config") and isinstance(value, dict):
+            _set_dtype(value, dtype)
 
 
 def _index(plan: MergePlan) -> dict[str, Any]:

@@ -145,8 +145,8 @@ def wanted_products(spec: CoefficientSpec) -> WantedProducts:
     """What these coefficients are made from."""
     takes_norms = spec.source in ("matched", *SHARES)
     return WantedProducts(
-        weights=takes_norms and spec.norm_target == "weights",
-        task_vectors=spec.scale == "norm" or (takes_norms and spec.norm_target == "task_vector"),
+        weights=takes_norms and spec.target == "weights",
+        task_vectors=spec.scale == "norm" or (takes_norms and spec.target == "task_vector"),
         all_pairs=spec.scale == "norm",
     )
 

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from nan_merge.checkpoint import Checkpoint, open_checkpoint
+from nan_merge.errors import OutputError
 from nan_merge.fingerprint import fingerprint, identity, remember, remembered_fingerprint
 from nan_merge.manifest import (
     MANIFEST_NAME,
@@ -22,11 +25,29 @@ from nan_merge.manifest import (
 )
 from nan_merge.measure import measure
 from nan_merge.measured import Measured, is_compiled, method_of
+from nan_merge.object_output import (
+    find_result,
+    forget_sent,
+    local_copy,
+    publish_to,
+    sole_sender,
+)
 from nan_merge.plan import MergePlan, check_disk, plan_merge
 from nan_merge.preflight import refuse_input_as_output
-from nan_merge.publish import clear_folder, publish_folder, write_text_atomically
+from nan_merge.publish import (
+    PARTIAL,
+    clear_folder,
+    explain_write_errors,
+    publish_folder,
+    write_text_atomically,
+)
 from nan_merge.recipe import MergeRecipe
-from nan_merge.shard import JOURNAL, ShardJob, ShardRecord, merge_shards
+from nan_merge.shard import (
+    JOURNAL,
+    ShardJob,
+    ShardRecord,
+    merge_shards,
+)
 from nan_merge.statistics_journal import journaled
 from nan_merge.tasks import RunTasks, Task, run_serially
 
@@ -125,18 +146,67 @@ def merge_checkpoints(
     ]
 
 
+def merge_to_url(
+    recipe: MergeRecipe,
+    url: str,
+    run_tasks: RunTasks = run_serially,
+    *,
+    workers: int = 1,
+    staging: Path | None = None,
+    publish: Callable[[Path, str], None] = publish_to,
+) -> tuple[dict[str, Any], bool]:
+    """Merge one recipe into a folder of an object store, where it appears whole or not at all.
+
+    It is merged into a local folder first, which is sent, the manifest last, and then removed. A
+    merge or an upload that was interrupted continues where it stood; a merge that is there already
+    is left as it is.
+
+    Args:
+        recipe: What to merge.
+        url: Where it goes; a place that holds nothing.
+        run_tasks: As in `merge_checkpoints`.
+        workers: As in `merge_checkpoints`.
+        staging: Parent of the local folder; see `nan_merge.object_output.local_copy`.
+        publish: Sends the folder.
+
+    Returns:
+        The merge's manifest, and whether it was there already.
+
+    Raises:
+        NanMergeError: As in `merge_checkpoints`; if the URL's place holds anything else.
+    """
+    place = local_copy(url, staging)
+    with sole_sender(place, url):
+        manifest = find_result(place, url)
+        reused = manifest is not None
+        if manifest is None:
+            merge_checkpoints([(recipe, place)], run_tasks, workers=workers, replace=True)
+            publish(place, url)
+            manifest = read_manifest(place / MANIFEST_NAME)
+        elif manifest.get("merge_key") != _key(_Job(plan_merge(recipe), place), workers):
+            raise OutputError(f"{url} holds another merge already. Choose another place.")
+        shutil.rmtree(place, ignore_errors=True)
+        forget_sent(place, url)
+    return manifest, reused
+
+
 def _group(job: _Job) -> tuple[str, ...]:
     return job.group
 
 
 def _key_if_done(job: _Job, workers: int) -> str | None:
     """The merge's key if its folder is there and whole; inputs are read only then, to be sure."""
-    if not (job.output / MANIFEST_NAME).is_file():
-        return None
-    fingerprints = [fingerprint(checkpoint, workers) for checkpoint in job.checkpoints]
-    key = merge_key(job.plan, fingerprints)
+    with explain_write_errors(job.output):  # a name that no file can have
+        if not (job.output / MANIFEST_NAME).is_file():
+            return None
+    key = _key(job, workers)
     manifest = read_manifest(job.output / MANIFEST_NAME)
     return key if manifest.get("merge_key") == key and is_whole(job.output) else None
+
+
+def _key(job: _Job, workers: int) -> str:
+    fingerprints = [fingerprint(checkpoint, workers) for checkpoint in job.checkpoints]
+    return merge_key(job.plan, fingerprints)
 
 
 def _merge_group(
@@ -213,4 +283,6 @@ def _enter_staging(stack: ExitStack, job: _Job, replace: bool) -> Path:
     if not key_file.is_file() or key_file.read_text(encoding="utf-8") != key:
         clear_folder(folder)
         write_text_atomically(key_file, key)
+    for partial in folder.glob(f".*{PARTIAL}"):  # of weights or side files, cut off by a kill
+        partial.unlink(missing_ok=True)
     return folder

@@ -198,8 +198,11 @@ class Source:
         for section in sections:
             if name in section.values:
                 value = section.values[name]
-                if not isinstance(value, bool) and value not in (0, 1):
-                    path = (*section.path, name)
+                path = (*section.path, name)
+                if isinstance(value, list | dict):
+                    message = f"gradients and filters are not taken for {name}; give true or false"
+                    self.fail(path, message)
+                elif value not in (0, 1):
                     self.fail(path, f"found {describe(value)}, expected true or false")
                 return bool(value)
         return default

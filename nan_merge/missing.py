@@ -80,7 +80,9 @@ def _misfit(
             f"{name}: {model.name} has shape {found.shape} ({found.path}), "
             f"{reference.name} has {expected.shape}{_rows_hint(name, expected, found)}"
         )
-    elif found.dtype.is_floating_point != expected.dtype.is_floating_point:
+    elif found.dtype != expected.dtype and not (
+        found.dtype.is_floating_point and expected.dtype.is_floating_point
+    ):
         yield (
             f"{name}: {model.name} holds {found.dtype} ({found.path}), "
             f"{reference.name} {expected.dtype}"

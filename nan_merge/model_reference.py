@@ -45,7 +45,7 @@ def split_reference(path: str) -> tuple[str, str | None]:
     base, plus, adapter = path.rpartition("+")
     if not plus or not base or not adapter:
         return path, None
-    with suppress(OSError):  # two names together may be longer than a name can be
+    with suppress(OSError, RuntimeError):  # too long a name; a user (`~name`) who is not there
         if Path(path).expanduser().exists():
             return path, None
     return base, adapter

@@ -14,7 +14,7 @@ import glob
 import json
 import os
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,7 +25,7 @@ from typing import Any
 
 import xxhash
 
-from nan_merge.errors import CheckpointError, MissingExtraError, OutputError
+from nan_merge.errors import CheckpointError, MissingExtraError
 from nan_merge.publish import explain_write_errors, sync_path, write_text_atomically
 
 URL = re.compile(r"^[a-z][a-z0-9+.-]*(::[a-z][a-z0-9+.-]*)*://.")
@@ -40,7 +40,7 @@ WANTED = (
     *("*.bin", "*.pt", "*.pth"),
 )
 RECORD = ".nan-merge-source.json"  # in a staged folder: what each file was copied from
-PARTS = ".partial"
+PARTS, HEADERS = ".partial", "-headers"
 # What stores call the version of an object's content, the surest first.
 _VERSIONS = (
     *("ETag", "etag", "generation", "md5Hash", "version_id"),
@@ -125,8 +125,9 @@ def stage(url: str, cache: Path | None = None) -> Path:
     found, is_file = _ask(url, lambda: _list(files, path))
     if all(_is_text(file) for file in found):
         raise CheckpointError(f"{url} holds no weights. Is it the right folder?")
-    name = _folder_name(url) + ("-headers" if _headers_only.get() else "")
-    folder = (cache or default_cache()) / name
+    folder = (cache or default_cache()) / folder_name(url)
+    if _headers_only.get() and _outdated(found, folder):
+        folder = folder.with_name(folder.name + HEADERS)
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with _alone_in(folder):
@@ -139,7 +140,8 @@ def headers_only() -> Generator[None]:
     """Inside, `stage` fetches of safetensors files only the header, enough to plan a merge.
 
     Their copies have the remote file's size and are empty but for the header; they lie in a
-    folder of their own, so that no merge can take them for the model.
+    folder of their own, so that no merge can take them for the model. A model that is copied whole
+    already is taken as it is; pickled weights have no header to read alone, and are copied.
     """
     token = _headers_only.set(True)
     try:
@@ -148,43 +150,9 @@ def headers_only() -> Generator[None]:
         _headers_only.reset(token)
 
 
-def publish_to(folder: Path, url: str, last: str = "merge_manifest.json") -> None:
-    """Copy a finished folder to an object store; its manifest goes last and so commits it.
-
-    A reader that waits for the manifest sees the whole result or none of it. Files that are
-    there already with the same size are sent again: sizes alone prove nothing.
-
-    Args:
-        folder: What to copy; hidden files and folders stay.
-        url: The folder's place in the store, which must hold no such manifest.
-        last: The file that is sent last.
-
-    Raises:
-        OutputError: If there is a result already, or the store refuses to be written.
-    """
-    files, path = open_url(url)
-    names = [item.relative_to(folder) for item in sorted(folder.rglob("*")) if item.is_file()]
-    names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
-    if Path(last) not in names:
-        raise OutputError(f"{folder} has no {last}: it is no finished result to publish.")
-    names.sort(key=lambda name: name == Path(last))
-    try:
-        if _with_retries(lambda: files.exists(f"{path}/{last}")):
-            raise OutputError(f"{url} holds a finished result already. Choose another place.")
-        for name in names:
-            target = f"{path}/{name.as_posix()}"
-            files.makedirs(target.rpartition("/")[0], exist_ok=True)
-            _with_retries(lambda name=name, target=target: files.put_file(folder / name, target))
-            size, wanted = files.info(target)["size"], (folder / name).stat().st_size
-            if size != wanted:
-                raise OutputError(f"{url}: {name} arrived with {size:,} of {wanted:,} bytes.")
-    except OutputError:
-        raise
-    except Exception as error:  # of as many kinds as there are stores
-        raise OutputError(
-            f"Cannot write to {url}: {_reason(error)}. Nothing was published there: the manifest "
-            "goes last. Mend it and publish again."
-        ) from error
+def is_header_copy(path: Path) -> bool:
+    """Whether a staged file of weights is a header alone."""
+    return path.suffix == ".safetensors" and path.parent.name.endswith(HEADERS)
 
 
 def default_cache() -> Path:
@@ -203,10 +171,10 @@ def _list(files: Any, path: str) -> tuple[list[RemoteFile], bool]:
         if entry["type"] == "file"
         and any(fnmatch.fnmatchcase(entry["name"].rpartition("/")[2], kind) for kind in WANTED)
     ]
-    return [_remote_file(files, name) for name in sorted(wanted)], is_file
+    return [remote_file(files, name) for name in sorted(wanted)], is_file
 
 
-def _remote_file(files: Any, path: str) -> RemoteFile:
+def remote_file(files: Any, path: str) -> RemoteFile:
     """What the store itself says about an object now; a listing may say it in other words."""
     files.invalidate_cache()
     info = files.info(path)
@@ -218,13 +186,14 @@ def _is_text(file: RemoteFile) -> bool:
     return not file.name.endswith((".safetensors", ".bin", ".pt", ".pth"))
 
 
-def _folder_name(url: str) -> str:
+def folder_name(url: str) -> str:
     """A name for people, and a digest against those that would share it."""
     name = re.sub(r"[^\w.]+", "-", url.rstrip("/").rpartition("/")[2]).strip("-.") or "model"
-    return f"{name[:80]}-{_digest(url.rstrip('/'))}"
+    return f"{name[:80]}-{short_digest(url.rstrip('/'))}"
 
 
-def _digest(text: str) -> str:
+def short_digest(text: str) -> str:
+    """A short name for a long text."""
     return xxhash.xxh3_64_hexdigest(text.encode())
 
 
@@ -263,14 +232,19 @@ def _copy_all(files: Any, found: list[RemoteFile], folder: Path) -> None:
             record[file.name] = asdict(file)
             write_text_atomically(folder / RECORD, json.dumps(record, indent=1))
 
-    todo = [
+    with ThreadPoolExecutor(STREAMS) as pool:
+        list(pool.map(copy, _outdated(found, folder)))
+    _forget_others(folder, record, {file.name for file in found})
+
+
+def _outdated(found: Sequence[RemoteFile], folder: Path) -> list[RemoteFile]:
+    """Objects whose copies are missing, or of another content."""
+    record = _read_record(folder)
+    return [
         file
         for file in found
         if record.get(file.name) != asdict(file) or not _is_whole(folder / file.name, file)
     ]
-    with ThreadPoolExecutor(STREAMS) as pool:
-        list(pool.map(copy, todo))
-    _forget_others(folder, record, {file.name for file in found})
 
 
 def _copy_header(files: Any, file: RemoteFile, folder: Path) -> None:
@@ -288,7 +262,7 @@ def _copy_header(files: Any, file: RemoteFile, folder: Path) -> None:
 
 def _copy(files: Any, file: RemoteFile, folder: Path) -> None:
     """Copy one object in pieces; what an earlier attempt got of the same content is kept."""
-    key = _digest(repr(file))
+    key = short_digest(repr(file))
     partial = folder / f".{file.name}.{key}{PARTS}"
     for other in folder.glob(f".{glob.escape(file.name)}.*{PARTS}"):
         if other != partial:
@@ -301,7 +275,7 @@ def _copy(files: Any, file: RemoteFile, folder: Path) -> None:
             if len(piece) != end - start:
                 break  # it is shorter than it was
             output.write(piece)
-    now = _ask(file.path, lambda: _remote_file(files, file.path))
+    now = _ask(file.path, lambda: remote_file(files, file.path))
     if partial.stat().st_size != file.size or now != file:
         partial.unlink()
         raise CheckpointError(
@@ -322,10 +296,10 @@ def _forget_others(folder: Path, record: dict[str, dict[str, Any]], names: set[s
 def _ask(what: str, call: Callable[[], Any]) -> Any:
     """Call a store, again if need be; what it raises becomes one message about ``what``."""
     with _explained(what):
-        return _with_retries(call)
+        return with_retries(call)
 
 
-def _with_retries(call: Callable[[], Any]) -> Any:
+def with_retries(call: Callable[[], Any]) -> Any:
     """Call again after an error that may pass; the last one is raised."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -347,10 +321,11 @@ def _explained(what: str) -> Generator[None]:
         raise CheckpointError(f"There is nothing at {what}. Check the URL.") from error
     except Exception as error:  # of as many kinds as there are stores
         raise CheckpointError(
-            f"Cannot read {what}: {_reason(error)}. Check the URL, the network and the "
+            f"Cannot read {what}: {reason_of(error)}. Check the URL, the network and the "
             "credentials; what was copied is kept, and the same command continues."
         ) from error
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """What a store's error says, short enough to be part of a message."""
     return (" ".join(str(error).split())[:300] or type(error).__name__).rstrip(". ")

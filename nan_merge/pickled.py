@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from nan_merge.dtypes import DType, dtype_of
 from nan_merge.errors import CheckpointError
 from nan_merge.lazy_torch import torch
-from nan_merge.publish import explain_write_errors, sync_path
+from nan_merge.publish import explain_write_errors, partial_path, sync_path
 from nan_merge.safetensors_file import make_header
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def convert_pickled(path: Path) -> Path:
     state_dict = _load_state_dict(path)
     with explain_write_errors(converted):
         converted.parent.mkdir(parents=True, exist_ok=True)
-        partial = converted.with_name(f".{converted.name}.{os.getpid()}.partial")
+        partial = partial_path(converted)
         try:
             _write(path, state_dict, partial)
             if _version(path) != before:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from nan_merge.checkpoint import Checkpoint, layer_of
+from nan_merge.checkpoint import OPEN_CLIP_WEIGHTS, Checkpoint, layer_of
 from nan_merge.coefficients import check_num_layers
 from nan_merge.dtypes import BY_LABEL, DType
 from nan_merge.errors import IncompatibleError, OutputError
+from nan_merge.json_file import read_json_table
 from nan_merge.lora import config_folder
 from nan_merge.missing import Missing, find_problems, missing_policy
 from nan_merge.problems import (
@@ -181,12 +182,16 @@ def find_plan(recipe: MergeRecipe) -> tuple[MergePlan | None, Problems]:
     attempt(problems, check_num_layers, recipe, [tensor.name for tensor in tensors])
     if whole:
         attempt(problems, _refuse_nothing_to_merge, tensors)
+        attempt(problems, _refuse_damaged_config, config_folder(base or models[0]))
         names = [model.name for model in models]
         attempt(problems, coefficients_from_headers, recipe, names, tensors)
         merged = [tensor.name for tensor in tensors if tensor.is_merged]
         attempt(problems, options_by_tensor, recipe.method, merged, len(models))
     dtype = BY_LABEL[recipe.dtype] if recipe.dtype else None
-    shards = tuple(pack_shards(tensors, dtype, recipe.shard_bytes))
+    if (base or models[0]).is_open_clips:
+        shards: tuple[ShardPlan, ...] = (ShardPlan(OPEN_CLIP_WEIGHTS, tensors, dtype),)
+    else:
+        shards = tuple(pack_shards(tensors, dtype, recipe.shard_bytes))
     vocabulary = matched.vocabulary if matched else None
     return MergePlan(recipe, base, tuple(models), tensors, shards, vocabulary), problems
 
@@ -201,6 +206,13 @@ def _without_base(missing: Missing) -> Missing:
 def _refuse_nothing_to_merge(tensors: Sequence[AlignedTensor]) -> None:
     if not any(tensor.is_merged for tensor in tensors):
         raise IncompatibleError("The models hold no tensor of floating-point numbers to merge.")
+
+
+def _refuse_damaged_config(folder: Path) -> None:
+    """The result takes it over, and changes it; better to hear of it before the merge."""
+    path = folder / "config.json"
+    if path.is_file():
+        read_json_table(path, "Save or download the model again.")
 
 
 def check_disk(results: Sequence[tuple[MergePlan, Path]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from nan_merge.errors import OutputError
 from nan_merge.lora_tensor import LoraTensor
 from nan_merge.manifest import MANIFEST_NAME, is_whole, read_manifest
 from nan_merge.methods import METHODS
+from nan_merge.object_output import find_result, local_copy
 from nan_merge.plan import AlignedTensor, MergePlan, check_disk, find_plan
 from nan_merge.problems import (
     as_one,
@@ -30,21 +31,28 @@ from nan_merge.row_mapped import RowMappedTensor
 PLACES = ("base", "path")
 
 
-def preflight(recipe: MergeRecipe, output: Path | None = None) -> MergePlan:
+def preflight(
+    recipe: MergeRecipe, output: Path | str | None = None, staging: Path | None = None
+) -> MergePlan:
     """The plan of a recipe that can be merged, as far as headers and disks tell.
 
     Args:
         recipe: What to merge and how.
-        output: Where the result would go; its place and disk are checked only if it is given.
+        output: Where the result would go, a folder or a URL; its place and disk are checked only
+            if it is given.
+        staging: As in `nan_merge.merge.merge_to_url`.
 
     Raises:
         NanMergeError: With every problem and its mend.
     """
     plan, problems = find_plan(recipe)
-    if output is not None:
+    if isinstance(output, str):
+        attempt(problems, check_url, recipe, output, staging)
+        output = local_copy(output, staging)
+    elif output is not None:
         attempt(problems, check_output, recipe, plan, output)
-        if plan is not None:
-            attempt(problems, check_disk, [(plan, output)])
+    if output is not None and plan is not None:
+        attempt(problems, check_disk, [(plan, output)])
     if plan is None or problems:
         raise as_one(problems)
     return plan
@@ -61,7 +69,8 @@ def check_output(recipe: MergeRecipe, plan: MergePlan | None, output: Path) -> N
             checkpoints = (plan.base, *plan.models) if plan.base else plan.models
             refuse_input_as_output(checkpoints, output)
         if (output / MANIFEST_NAME).is_file():
-            _refuse_other_merge(recipe, output)
+            if is_whole(output):  # else it lost a file, and the merge will be made again
+                _refuse_other_merge(recipe, read_manifest(output / MANIFEST_NAME), output)
         else:
             refuse_taken(output)
         place = next(path for path in output.absolute().parents if path.exists())
@@ -69,6 +78,17 @@ def check_output(recipe: MergeRecipe, plan: MergePlan | None, output: Path) -> N
             raise NotADirectoryError(errno.ENOTDIR, f"{place} is a file")
         if not os.access(place, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, f"the folder {place} is not yours to write in")
+
+
+def check_url(recipe: MergeRecipe, url: str, staging: Path | None = None) -> None:
+    """Refuse a place in an object store that a merge would refuse.
+
+    Raises:
+        OutputError: If it holds something else, or cannot be read.
+    """
+    manifest = find_result(local_copy(url, staging), url)
+    if manifest is not None:
+        _refuse_other_merge(recipe, manifest, url)
 
 
 def refuse_input_as_output(checkpoints: Sequence[Checkpoint], output: Path) -> None:
@@ -87,11 +107,11 @@ def refuse_input_as_output(checkpoints: Sequence[Checkpoint], output: Path) -> N
             )
 
 
-def _refuse_other_merge(recipe: MergeRecipe, output: Path) -> None:
-    if not is_whole(output):
-        return  # it lost a file, and the merge will be made again
-    found = read_manifest(output / MANIFEST_NAME).get("recipe")
-    own = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
+def _refuse_other_merge(
+    recipe: MergeRecipe, manifest: Mapping[str, Any], output: Path | str
+) -> None:
+    found = manifest.get("recipe")
+    own = recipe.as_json()
     known = found if isinstance(found, dict) else {}
     different = [
         key

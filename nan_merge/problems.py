@@ -124,12 +124,12 @@ def coefficients_from_headers(
 
 def _unit_norms(tensor: AlignedTensor, places: Sequence[int | None]) -> TensorNorms:
     base = tensor.base
-    ones = (1.0,) * len(places)
+    ones, zeros = (1.0,) * len(places), (0.0,) * len(places)
     if base is None:
-        return TensorNorms(_diagonal(ones), ())
+        return TensorNorms(_diagonal(ones), (), zeros)
     kept = [is_same_tensor(own, base) for own in tensor.finetuned]
     changed = tuple(0.0 if place is not None and kept[place] else 1.0 for place in places)
-    return TensorNorms(_diagonal(ones), _diagonal(changed))
+    return TensorNorms(_diagonal(ones), _diagonal(changed), zeros, zeros)
 
 
 @lru_cache(maxsize=1024)  # of thousands of tensors, few differ in which models changed them

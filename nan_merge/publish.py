@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import glob
 import os
 import shutil
 import sys
@@ -15,10 +16,18 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from uuid import uuid4
 
-from nan_merge.errors import OutputError
+from nan_merge.errors import (
+    CheckpointError,
+    CoefficientError,
+    ConfigError,
+    IncompatibleError,
+    OutputError,
+)
 from nan_merge.ownership import Holding, OwnedElsewhere, holding
 
+PARTIAL = ".partial"  # ends the names of what is not whole
 _UNWRITABLE = (
     errno.EACCES,
     errno.EPERM,
@@ -28,11 +37,13 @@ _UNWRITABLE = (
     errno.ENOTDIR,
     errno.ENAMETOOLONG,
 )
+# What no repetition mends: only other inputs or another recipe, which begin anew.
+_HOPELESS = (CheckpointError, CoefficientError, ConfigError, IncompatibleError)
 
 
 def staging_path(final: Path) -> Path:
     """Where the content of ``final`` is written until it is complete."""
-    return final.parent / f".{final.name}.partial"
+    return final.parent / f".{final.name}{PARTIAL}"
 
 
 @contextmanager
@@ -44,7 +55,8 @@ def publish_folder(
     Args:
         final: The folder to publish; must not exist, or be an empty folder.
         keep_partial: Enter the staging folder of an earlier attempt instead of clearing it,
-            and leave it in place on failure, so that a later attempt can resume.
+            and leave it in place on failure, so that a later attempt can resume. It goes all the
+            same if it holds no finished weights and the failure is the inputs' or the recipe's.
         replace: Put the new folder in the place of an old one, which stays until then.
 
     Raises:
@@ -68,10 +80,14 @@ def publish_folder(
                 else:
                     staging.rename(final)
                 sync_path(final.parent)
-            except BaseException:
-                if not keep_partial:
+            except BaseException as error:
+                if not keep_partial or (isinstance(error, _HOPELESS) and not _has_weights(staging)):
                     shutil.rmtree(staging, ignore_errors=True)
                 raise
+
+
+def _has_weights(staging: Path) -> bool:
+    return any(staging.glob("*.safetensors"))
 
 
 def refuse_taken(final: Path, replace: bool = False) -> None:
@@ -128,13 +144,26 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
     """Replace what is at ``path``; a reader sees the old content or the new, never a part."""
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.parent / f".{path.name}.{os.getpid()}.partial"
+        partial = partial_path(path)
         try:
             partial.write_bytes(content)
             sync_path(partial)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def partial_path(path: Path) -> Path:
+    """A hidden name beside ``path`` for its content until that is whole.
+
+    No other attempt has it, in this process or on another machine, where process numbers repeat.
+    """
+    return path.with_name(f".{path.name}.{uuid4().hex}{PARTIAL}")
+
+
+def partial_paths(path: Path) -> list[Path]:
+    """What attempts at ``path`` that ended, or go on, have written under such names."""
+    return list(path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"))
 
 
 @contextmanager

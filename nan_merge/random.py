@@ -1,10 +1,10 @@
 """Random numbers that depend on the element they are for, and on nothing else.
 
 A draw is decided by (seed, model, tensor, place of the element in the flattened tensor), so any
-piece of a tensor can be drawn alone, by any worker, in any order. The generator is Philox4x64-10
-(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) as numpy has it: its state
-is a counter, which can be set to any place. The tests hold golden vectors, for a change in the
-stream would change every merge that drops elements.
+piece of a tensor can be drawn alone, by any worker, in any order. The generator is Philox4x32-10
+(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): its state is a counter,
+which can be set to any place. The tests hold golden vectors, for a change in the stream would
+change every merge that drops elements.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from nan_merge.lazy_torch import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-WORDS_PER_COUNT = 8  # one step of the counter gives 256 bits; an element takes 32 of them
-
 
 def stream_key(seed: int, model: str, tensor: str) -> tuple[int, int]:
-    """Two 64-bit numbers that are Philox's key for one tensor of one model.
+    """Two 64-bit numbers that are the stream of one tensor of one model.
+
+    The first is the generator's key, the second the upper half of its counter.
 
     Args:
         seed: Of the recipe; not negative.
@@ -59,12 +59,10 @@ def uniform(seed: int, model: str, tensor: str, start: int, count: int) -> Tenso
     Returns:
         Shape (count,), float32, on the CPU.
     """
-    count_at, skipped = divmod(start, WORDS_PER_COUNT)
-    key = np.array(stream_key(seed, model, tensor), dtype=np.uint64)
-    # The counter as an argument is the state after as many whole steps; numpy adds one before
-    # it computes, as for any other start.
-    generator = np.random.Generator(
-        np.random.Philox(key=key, counter=np.array([count_at, 0, 0, 0], dtype=np.uint64))
-    )
-    drawn = generator.random(skipped + count, dtype=np.float32)
-    return torch.from_numpy(drawn[skipped:])
+    from nan_merge.kernels.philox import PER_STEP, fill_draws
+
+    skipped = start % PER_STEP
+    num_drawn = -(-(skipped + count) // PER_STEP) * PER_STEP
+    drawn = np.empty(num_drawn, np.float32)
+    fill_draws(*stream_key(seed, model, tensor), start - skipped, num_drawn, drawn)
+    return torch.from_numpy(drawn[skipped : skipped + count])

@@ -106,6 +106,14 @@ class CoefficientSpec(StrictModel):
     zero_norm: Literal["error", "exclude"] = "error"
     """What to do with a model whose norm is zero: refuse it, or give it coefficient 0."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _target_of_the_source(cls, value: Any) -> Any:
+        """Write out the target of a source that is about one alone, for whoever reads it later."""
+        source = value.get("source") if isinstance(value, dict) else None
+        target = SHARES[source].target if isinstance(source, str) and source in SHARES else None
+        return {"target": target, **value} if target else value
+
     @model_validator(mode="after")
     def _values_belong_to_fixed(self) -> CoefficientSpec:
         if (self.source == "fixed") != (self.values is not None):
@@ -118,14 +126,9 @@ class CoefficientSpec(StrictModel):
                 "Set `source: nan`, or remove them"
             )
         fixed_target = SHARES[self.source].target if self.source in SHARES else None
-        if fixed_target and "target" in self.model_fields_set and self.target != fixed_target:
+        if fixed_target and self.target != fixed_target:
             raise ValueError(f"`source: {self.source}` is about `target: {fixed_target}` alone")
         return self
-
-    @property
-    def norm_target(self) -> str:
-        """Whose norms are taken: `target`, unless the source leaves no choice."""
-        return (SHARES[self.source].target if self.source in SHARES else None) or self.target
 
 
 def _expand_coefficients(value: Any) -> Any:
@@ -177,7 +180,8 @@ class MergeRecipe(StrictModel):
     dtype: OutputDtype | None = None
     """Type of the merged tensors; each tensor keeps the base's own if absent."""
     shard_bytes: int = Field(default=1_000_000_000, ge=1)
-    """Most bytes in one file of the result; a tensor is never split."""
+    """Most bytes in one file of the result; a tensor is never split, and a model in open_clip's
+    layout, which has no shards, is one file."""
     seed: int = Field(default=0, ge=0)
     """Seed of methods that draw at random."""
     device: Device = "auto"
@@ -209,6 +213,12 @@ class MergeRecipe(StrictModel):
         self._method_takes_these_coefficients()
         return self
 
+    def as_json(self) -> dict[str, Any]:
+        """What a file would hold that gives this recipe back."""
+        content = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        # The one field whose `null` is not what its absence means.
+        return content if self.tokenizer is not None else {**content, "tokenizer": None}
+
     def _method_takes_these_models(self) -> None:
         row, num_models = METHODS[self.method.name], len(self.models)
         most = row.most_models or num_models
@@ -222,7 +232,7 @@ class MergeRecipe(StrictModel):
     def _method_takes_these_coefficients(self) -> None:
         source, row = self.coefficients, METHODS[self.method.name].for_options(self.method)
         if self.base is None and (
-            row.needs_base or source.norm_target == "task_vector" or source.scale == "norm"
+            row.needs_base or source.target == "task_vector" or source.scale == "norm"
         ):
             raise ValueError(f"method {self.method.name} with these coefficients needs a `base`")
         if row.weights_sum_to_one and (source.scale is not None or source.lambda_ != 1):

@@ -2,6 +2,10 @@
 
 One call writes the same file of several merges over the same inputs. Every block goes straight to
 its place in a file of the final size, so workers need no order among them.
+
+Two attempts at one file may be alive at once: of a worker that was given up for dead, and of the
+one that was started in its place. Each writes to a file of its own until that is whole; both hold
+the same bytes, and whichever comes first or last makes no difference.
 """
 
 from __future__ import annotations
@@ -23,7 +27,13 @@ from nan_merge.dtypes import DType, finite
 from nan_merge.errors import CheckpointError, IncompatibleError
 from nan_merge.measured import Measured, is_compiled, method_of
 from nan_merge.plan import AlignedTensor, ShardPlan
-from nan_merge.publish import explain_write_errors, start_writeback, write_text_atomically
+from nan_merge.publish import (
+    explain_write_errors,
+    partial_path,
+    partial_paths,
+    start_writeback,
+    write_text_atomically,
+)
 from nan_merge.raw_runs import raw_runs, run_raw
 from nan_merge.recipe import MergeRecipe
 from nan_merge.safetensors_file import make_header
@@ -72,9 +82,10 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class _Output:
-    """An open file and where each tensor's data begins in it."""
+    """An open file of this attempt's own, and where each tensor's data begins in it."""
 
     job: ShardJob
+    partial: Path
     descriptor: int
     offsets: dict[str, int]
 
@@ -144,11 +155,13 @@ def _open(stack: ExitStack, job: ShardJob) -> _Output:
     for name, dtype, shape in layout:
         offsets[name] = end
         end += math.prod(shape) * dtype.itemsize
-    descriptor = os.open(path.with_suffix(".partial"), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+    partial = partial_path(path)
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     stack.callback(os.close, descriptor)
+    stack.callback(partial.unlink, missing_ok=True)  # it has its name by then, or is of no use
     os.ftruncate(descriptor, end)
     os.pwrite(descriptor, header, 0)
-    return _Output(job, descriptor, offsets)
+    return _Output(job, partial, descriptor, offsets)
 
 
 def _close(
@@ -167,12 +180,25 @@ def _close(
         tensors.setdefault(name, []).extend(digest.hex() for digest in of_outputs[place])
         for known, segments in zip(inputs, of_inputs, strict=True):
             known.setdefault(name, []).extend(digest.hex() for digest in segments)
-    path.with_suffix(".partial").replace(path)
+    try:
+        output.partial.replace(path)
+    except FileNotFoundError:
+        # Another attempt at this file was faster, and has removed what it took for a leftover.
+        if (found := _finished(output.job)) is not None:
+            return found
+        raise
     device = chosen_device(output.job.recipe.device)
     num_bytes = os.fstat(output.descriptor).st_size
     record = ShardRecord(path.name, num_bytes, device, tensors, inputs)
     write_text_atomically(journal, json.dumps(asdict(record)))
+    remove_partial_files(path)
     return record
+
+
+def remove_partial_files(path: Path) -> None:
+    """Remove what attempts at a file of weights left that died, or that come too late."""
+    for partial in partial_paths(path):
+        partial.unlink(missing_ok=True)
 
 
 def _merge_chunks(
@@ -212,12 +238,12 @@ def _merge_compiled(
         return _copy(chunk, outputs)
     hashes = _Hashes(tensor, outputs)
     jobs = [output.job for output in outputs]
-    merges = [prepare(job.recipe, job.measured, tensor) for job in jobs]
+    dtypes = [tensor.output_dtype(job.shard.dtype) for job in jobs]
+    prepared = prepare([(job.recipe, job.measured) for job in jobs], tensor, dtypes)
     for run in raw_runs(chunk):
         hashes.read(run.stored)
-        for output, content, prepared in zip(outputs, hashes.outputs, merges, strict=True):
-            dtype = tensor.output_dtype(output.job.shard.dtype)
-            merged = merge_run(prepared, run, chunk, dtype)
+        results = zip(outputs, hashes.outputs, dtypes, merge_run(prepared, run, chunk), strict=True)
+        for output, content, dtype, merged in results:
             if merged is None:
                 raise _not_finite(tensor, run.stored, dtype)
             content.update(merged)

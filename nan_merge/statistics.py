@@ -7,7 +7,10 @@ out, nor on any sort.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from threading import Lock
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,6 +20,7 @@ from nan_merge.methods.ties import kept_rank
 from nan_merge.plan import AlignedTensor
 from nan_merge.raw_runs import kernel_scratch, raw_runs, run_raw
 
+Reduced = TypeVar("Reduced")
 COARSE_BITS, FINE_BITS = 15, 16  # together the 31 bits of a float32 magnitude
 
 
@@ -34,28 +38,42 @@ def count_magnitudes(
     Returns:
         int64 counts, shape (T, 2**15) or (T, K, 2**16).
     """
-    total: np.ndarray | None = None
-    merged = [tensor for tensor in tensors if tensor.is_merged]
-    for _, counts in _count_tensors(merged, {t.name: bins for t in merged}, workers):
-        total = counts if total is None else total + counts
-    assert total is not None
-    return total
+    chunks = cut([tensor for tensor in tensors if tensor.is_merged])
+    found = _count(chunks, lambda _: "*", lambda _: bins, lambda _, total: total, workers)
+    return found["*"]
 
 
-def _count_tensors(
-    tensors: Sequence[AlignedTensor],
-    bins: dict[str, list[list[int]] | None],
+def _count(
+    chunks: Sequence[Chunk],
+    key_of: Callable[[Chunk], str],
+    bins_of: Callable[[Chunk], list[list[int]] | None],
+    reduce: Callable[[str, np.ndarray], Reduced],
     workers: int,
-) -> Iterator[tuple[AlignedTensor, np.ndarray]]:
-    """Each tensor's histograms, as soon as its last chunk is counted."""
-    chunks = cut(tensors)
-    counted = run_raw(lambda chunk: _count_chunk(chunk, bins[chunk.tensor.name]), chunks, workers)
-    total: np.ndarray | None = None
-    for chunk, counts in zip(chunks, counted, strict=True):
-        total = counts if total is None else total + counts
-        if chunk.start + chunk.count == chunk.tensor.reference.num_elements:
-            yield chunk.tensor, total
-            total = None
+) -> dict[str, Reduced]:
+    """Key -> what ``reduce`` makes of the sum over its chunks.
+
+    Histograms are large and chunks are many, so they are added up as they come, in any order; only
+    those of keys that are not complete are kept.
+    """
+    left = Counter(map(key_of, chunks))
+    totals: dict[str, np.ndarray] = {}
+    found: dict[str, Reduced] = {}
+    lock = Lock()
+
+    def add(chunk: Chunk) -> None:
+        key, counts = key_of(chunk), _count_chunk(chunk, bins_of(chunk))
+        with lock:
+            if (total := totals.setdefault(key, counts)) is not counts:
+                total += counts
+            left[key] -= 1
+            if left[key]:
+                return
+            del totals[key]
+        found[key] = reduce(key, total)
+
+    for _ in run_raw(add, chunks, workers):
+        pass
+    return found
 
 
 def _count_chunk(chunk: Chunk, bins: list[list[int]] | None) -> np.ndarray:
@@ -103,46 +121,56 @@ def select_thresholds(trims: Sequence[Trim], count: CountMagnitudes) -> list[tup
     Returns:
         For each trim, a threshold for each of T models: 0 if it keeps all, infinity if none.
     """
-    coarse = count(None)
-    bins = fine_bins(trims, coarse)
-    return thresholds_from_counts(trims, coarse, count(bins))
+    places = find_places(trims, count(None))
+    return thresholds_from_places(places, count(bins_of_places(places)))
 
 
-def _ranks(trims: Sequence[Trim], coarse: np.ndarray) -> list[list[int]]:
+class Place(NamedTuple):
+    """Where a threshold lies: a coarse bin, and a rank (from 1) among the elements in it.
+
+    A ``fixed`` one is known without looking there: 0 if all is kept, infinity if nothing is.
+    """
+
+    coarse_bin: int
+    rank: int
+    fixed: float | None
+
+
+Places = list[list[Place]]  # of T models, of K trims
+
+
+def find_places(trims: Sequence[Trim], coarse: np.ndarray) -> Places:
+    """Model -> trim -> the place of its threshold, from coarse counts (T, 2**15)."""
     return [
-        [kept_rank(dialect, densities[model], int(row.sum())) for dialect, densities in trims]
+        [
+            _find_place(row, kept_rank(dialect, shares[model], int(row.sum())))
+            for dialect, shares in trims
+        ]
         for model, row in enumerate(coarse)
     ]
 
 
-def _places(trims: Sequence[Trim], coarse: np.ndarray) -> list[list[tuple[int, int]]]:
-    """Model -> trim -> the coarse bin of its threshold, and the rank inside that."""
-    return [
-        [find_rank(row, min(max(rank, 1), max(int(row.sum()), 1))) for rank in ranks]
-        for row, ranks in zip(coarse, _ranks(trims, coarse), strict=True)
-    ]
+def _find_place(histogram: np.ndarray, rank: int) -> Place:
+    total = int(histogram.sum())
+    fixed = 0.0 if rank == 0 else math.inf if rank > total else None
+    return Place(*find_rank(histogram, min(max(rank, 1), max(total, 1))), fixed)
 
 
-def fine_bins(trims: Sequence[Trim], coarse: np.ndarray) -> list[list[int]]:
+def bins_of_places(places: Places) -> list[list[int]]:
     """Model -> trim -> the coarse bin inside which its threshold lies."""
-    return [[chosen for chosen, _ in row] for row in _places(trims, coarse)]
+    return [[place.coarse_bin for place in row] for row in places]
 
 
-def thresholds_from_counts(
-    trims: Sequence[Trim], coarse: np.ndarray, fine: np.ndarray
-) -> list[tuple[float, ...]]:
-    """What `select_thresholds` gives, from coarse (T, 2**15) and fine (T, K, 2**16) counts."""
-    ranks, places = _ranks(trims, coarse), _places(trims, coarse)
+def thresholds_from_places(places: Places, fine: np.ndarray) -> list[tuple[float, ...]]:
+    """What `select_thresholds` gives, from fine counts (T, K, 2**16)."""
 
-    def threshold(model: int, k: int) -> float:
-        if ranks[model][k] == 0:
-            return 0.0
-        if ranks[model][k] > int(coarse[model].sum()):
-            return math.inf
-        chosen, rank = places[model][k]
-        return bits_to_float(chosen << FINE_BITS | find_rank(fine[model, k], rank)[0])
+    def threshold(place: Place, histogram: np.ndarray) -> float:
+        if place.fixed is not None:
+            return place.fixed
+        return bits_to_float(place.coarse_bin << FINE_BITS | find_rank(histogram, place.rank)[0])
 
-    return [tuple(threshold(model, k) for model in range(len(coarse))) for k in range(len(trims))]
+    by_model = [list(map(threshold, row, counts)) for row, counts in zip(places, fine, strict=True)]
+    return list(zip(*by_model, strict=True))
 
 
 def tensor_thresholds(
@@ -150,14 +178,25 @@ def tensor_thresholds(
 ) -> dict[str, list[tuple[float, ...]]]:
     """Tensor's name -> what `select_thresholds` gives for that tensor alone and its trims."""
     merged = [tensor for tensor in tensors if tensor.is_merged]
-    sized = [tensor for tensor in merged if tensor.reference.num_elements]
-    found = {t.name: [(0.0,) * len(t.finetuned)] * len(trims[t.name]) for t in merged}
-    coarse: dict[str, np.ndarray] = {}
-    bins: dict[str, list[list[int]] | None] = {}
-    for tensor, counts in _count_tensors(sized, {t.name: None for t in sized}, workers):
-        bins[tensor.name] = fine_bins(trims[tensor.name], counts)
-        coarse[tensor.name] = counts
-    for tensor, counts in _count_tensors(sized, bins, workers):
-        trimmed = trims[tensor.name]
-        found[tensor.name] = thresholds_from_counts(trimmed, coarse.pop(tensor.name), counts)
-    return found
+    chunks = cut([tensor for tensor in merged if tensor.reference.num_elements])
+    places = _count(
+        chunks,
+        lambda chunk: chunk.tensor.name,
+        lambda _: None,
+        lambda name, counts: find_places(trims[name], counts),
+        workers,
+    )
+    found = _count(
+        chunks,
+        lambda chunk: chunk.tensor.name,
+        lambda chunk: bins_of_places(places[chunk.tensor.name]),
+        lambda name, counts: thresholds_from_places(places[name], counts),
+        workers,
+    )
+    # An empty tensor has nothing to trim.
+    return {
+        tensor.name: found.get(
+            tensor.name, [(0.0,) * len(tensor.finetuned)] * len(trims[tensor.name])
+        )
+        for tensor in merged
+    }

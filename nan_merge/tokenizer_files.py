@@ -75,7 +75,8 @@ def _read_main(path: Path) -> dict[str, int]:
         return {piece: row for row, piece in enumerate(_sentence_pieces(path.read_bytes()))}
     if path.name == "vocab.json":
         return {str(token): int(row) for token, row in json.loads(path.read_bytes()).items()}
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # Only at the end of a line, as transformers reads it: a token may be another kind of break.
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     return {token: row for row, token in enumerate(lines)}
 
 

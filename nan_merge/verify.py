@@ -15,7 +15,7 @@ from typing import Any
 from nan_merge.blocks import CHUNK_ELEMENTS, cut
 from nan_merge.checkpoint import INDEX_NAME, Checkpoint, natural_key
 from nan_merge.errors import CheckpointError
-from nan_merge.fingerprint import hash_chunk
+from nan_merge.fingerprint import digest_file, hash_chunk
 from nan_merge.manifest import MANIFEST_NAME, SIDE_FILES, read_manifest
 from nan_merge.pickled import NO_WEIGHTS, PICKLED_SUFFIXES
 from nan_merge.plan import align
@@ -50,8 +50,8 @@ def verify_checkpoint(
     """Read a merged checkpoint whole and compare it with its ``merge_manifest.json``.
 
     Compared are the names and sizes of the files of weights, the index, the names of the tensors in
-    each file, and the hash of every tensor's data. Config and tokenizer files have no hash in a
-    manifest; of these only the JSON is parsed.
+    each file, the hash of every tensor's data, and those of config, tokenizer and like files. (A
+    manifest of an older version has none of the last; then their JSON is parsed, and that is all.)
 
     Args:
         folder: What `merge_checkpoint` wrote.
@@ -63,6 +63,7 @@ def verify_checkpoint(
     """
     promised = _promised_files(folder)
     problems = [*_file_problems(folder, promised), *_index_problems(folder, promised)]
+    problems += _beside_problems(folder)
     found: dict[str, dict[str, TensorInfo]] = {}
     for name, (size, hashes) in promised.items():
         path = folder / name
@@ -136,6 +137,25 @@ def _file_problems(folder: Path, promised: Promised) -> Iterator[str]:
         is_weights = path.suffix in suffixes and not path.name.startswith(NO_WEIGHTS)
         if is_weights and path.name not in promised:
             yield f"{path} is no part of this merge; whoever loads the folder may load it too"
+
+
+def _beside_problems(folder: Path) -> Iterator[str]:
+    """Config, tokenizer and like files that are not those that the merge wrote."""
+    expected = read_manifest(folder / MANIFEST_NAME).get("beside")
+    if not isinstance(expected, dict):  # of an older version
+        yield from _json_problems(folder)
+        return
+    for path in (folder / name for name in SIDE_FILES):
+        if not path.is_file():
+            if path.name in expected:
+                yield f"{path} is missing"
+        elif path.name not in expected:
+            yield f"{path} is no part of this merge; whoever loads the folder may load it too"
+        elif digest_file(path) != expected[path.name]:
+            yield f"{path} holds other data than was written"
+
+
+def _json_problems(folder: Path) -> Iterator[str]:
     for path in (folder / name for name in SIDE_FILES if name.endswith(".json")):
         try:
             json.loads(path.read_bytes() if path.is_file() else b"{}")

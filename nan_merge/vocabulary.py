@@ -154,7 +154,10 @@ def _declared_size(folder: Path) -> int | None:
     if not isinstance(config, dict):
         return None
     parts = (config.get("text_config"), config)
-    return next((p["vocab_size"] for p in parts if isinstance(p, dict) and "vocab_size" in p), None)
+    sizes = [
+        part["vocab_size"] for part in parts if isinstance(part, dict) and "vocab_size" in part
+    ]
+    return sizes[0] if sizes and isinstance(sizes[0], int) else None
 
 
 def _all_rows(

@@ -72,6 +72,11 @@ def parse_document(text: str, name: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+        if error.problem == "but found another document":
+            raise ConfigError(
+                f"{place}: another document begins (`---`), expected one; give each merge a file "
+                "of its own"
+            ) from error
         reasons = [reason for reason in (error.context, error.problem) if reason]
         raise ConfigError(f"{place}: not valid YAML: {', '.join(reasons)}") from error
     except yaml.YAMLError as error:

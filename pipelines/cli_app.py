@@ -44,25 +44,33 @@ Overrides = Annotated[
     ),
 ]
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file with one merge.")]
+Staging = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Where a result is made before it goes to an object store; by default the folder "
+        "`outputs` beside the cache that NAN_MERGE_STORE_CACHE names, or in ~/.cache/nan-merge.",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def split_output(arguments: Sequence[str]) -> tuple[Path | None, Sequence[str]]:
+def split_output(arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:
     """Tell `[OUT] [KEY=VALUE]...` apart: the first is a folder unless it is a change to the file.
 
     >>> split_output(["merged", "seed=1"])
-    (PosixPath('merged'), ['seed=1'])
+    ('merged', ['seed=1'])
     >>> split_output(["seed=1"])
     (None, ['seed=1'])
     >>> split_output(["./odd=name"])
-    (PosixPath('odd=name'), [])
+    ('./odd=name', [])
     """
     if not arguments:
         return None, arguments
     key, equals, _ = arguments[0].partition("=")
     if equals and os.sep not in key:
         return None, arguments
-    return Path(arguments[0]), arguments[1:]
+    return arguments[0], arguments[1:]
 
 
 class _Output(Console):

@@ -11,6 +11,7 @@ from pipelines.cli_app import (
     Debug,
     Overrides,
     Recipe,
+    Staging,
     app,
     explain_errors,
     open_console,
@@ -21,28 +22,35 @@ from pipelines.cli_app import (
 @app.command(
     epilog="Examples:\n\nnan-merge merge recipe.yaml merged/\n\n"
     "nan-merge merge recipe.yaml merged-0.3/ method.density=0.3\n\n"
-    "nan-merge merge recipe.yaml merged/ coefficients=nan coefficients.target=task_vector"
+    "nan-merge merge recipe.yaml merged/ coefficients=nan coefficients.target=task_vector\n\n"
+    "nan-merge merge recipe.yaml s3://bucket/merged --staging /scratch"
 )
 def merge(
     recipe: Recipe,
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the merged model.")],
+    output: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT", help="Folder of the merged model, or its URL in an object store."
+        ),
+    ],
     overrides: Overrides = None,
+    staging: Staging = None,
     debug: Debug = False,
 ) -> None:
-    """Merge models on this machine and write the result to a folder."""
+    """Merge models on this machine and write the result to a folder or an object store."""
     with explain_errors(debug):
         from nan_merge.recipe_file import load_recipe
 
         checked = load_recipe(recipe, overrides or ())
         from pipelines.merge import merge_command
 
-        merge_command(checked, output, open_console())
+        merge_command(checked, output, open_console(), staging=staging)
 
 
 @app.command(
     epilog="Examples:\n\nnan-merge plan recipe.yaml\n\n"
     "nan-merge plan recipe.yaml merged/\n\n"
-    "nan-merge plan recipe.yaml dtype=bfloat16 shard_bytes=5000000000"
+    "nan-merge plan recipe.yaml s3://bucket/merged dtype=bfloat16 shard_bytes=5000000000"
 )
 def plan(
     recipe: Recipe,
@@ -54,6 +62,7 @@ def plan(
             help="Where the result would go, to check its disk; and changes to the file.",
         ),
     ] = None,
+    staging: Staging = None,
     debug: Debug = False,
 ) -> None:
     """Check, in seconds and from headers alone, whether models can be merged, and at what cost.
@@ -67,7 +76,7 @@ def plan(
         checked = load_recipe(recipe, overrides)
         from pipelines.plan import plan_command
 
-        plan_command(checked, output, open_console())
+        plan_command(checked, output, open_console(), staging=staging)
 
 
 @app.command(
@@ -135,10 +144,10 @@ def inspect(
         )
 
 
-@app.command(epilog="Example:\n\nnan-merge verify merged/")
+@app.command(epilog="Examples:\n\nnan-merge verify merged/\n\nnan-merge verify s3://bucket/merged")
 def verify(
-    folder: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Folder that `nan-merge merge` wrote.")
+    output: Annotated[
+        str, typer.Argument(metavar="OUT", help="Folder or URL that `nan-merge merge` wrote.")
     ],
     debug: Debug = False,
 ) -> None:
@@ -146,4 +155,4 @@ def verify(
     with explain_errors(debug):
         from pipelines.merge import verify_command
 
-        verify_command(folder, open_console())
+        verify_command(output, open_console())

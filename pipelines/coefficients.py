@@ -61,7 +61,7 @@ def _notes(recipe: MergeRecipe, table: CoefficientTable) -> list[str]:
         f"source {spec.source}, scope {table.scope}."
     )
     if table.norms:
-        whose = "weights" if spec.norm_target == "weights" else "task vectors"
+        whose = "weights" if spec.target == "weights" else "task vectors"
         formula += f" Norms are of the {whose}."
     else:
         formula += " No norms were needed."

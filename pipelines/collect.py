@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,21 @@ from pipelines.results import MergeSummary, ResultRow, RowKind, RunResults, base
 Scores = Mapping[tuple[str, str], Score]  # (candidate's name, benchmark's name)
 
 
+@dataclass(frozen=True)
+class ScoredModels:
+    """What evaluating a run's models gave.
+
+    Attributes:
+        rows: Of the table.
+        facts: What was asked, for the report.
+        with_averages: Adds averages over benchmarks, and differences to the baseline.
+    """
+
+    rows: tuple[ResultRow, ...]
+    facts: dict[str, str]
+    with_averages: Callable[[RunResults], RunResults]
+
+
 def result_rows(
     scores: Scores,
     benchmarks: Sequence[str],
@@ -26,19 +41,20 @@ def result_rows(
     merges: Sequence[tuple[str, MergeRecipe]],
 ) -> tuple[ResultRow, ...]:
     """Rows of the table: the base, each task's own fine-tuned model, then the merges in order."""
-    rows = [_row(PRETRAINED, "pretrained", None, scores[PRETRAINED, name]) for name in benchmarks]
+    rows = [row_of(PRETRAINED, "pretrained", None, scores[PRETRAINED, name]) for name in benchmarks]
     names = {model.name for model in models}
     rows += [
-        _row(INDIVIDUAL, "individual", None, scores[name, name])
+        row_of(INDIVIDUAL, "individual", None, scores[name, name])
         for name in benchmarks
         if name in names
     ]
     for merge, recipe in merges:
-        rows += [_row(merge, "merged", recipe, scores[merge, name]) for name in benchmarks]
+        rows += [row_of(merge, "merged", recipe, scores[merge, name]) for name in benchmarks]
     return tuple(rows)
 
 
-def _row(model: str, kind: RowKind, recipe: MergeRecipe | None, score: Score) -> ResultRow:
+def row_of(model: str, kind: RowKind, recipe: MergeRecipe | None, score: Score) -> ResultRow:
+    """A score as a row of the table; ``recipe`` is that of a merged model."""
     return ResultRow(
         model=model,
         kind=kind,
@@ -89,7 +105,7 @@ def _answers(
             return None
         # On each benchmark the row of individual models shows the model fine-tuned for it.
         candidate = candidates[benchmark if row.kind == "individual" else model]
-        answers[benchmark] = read_predictions(predictions_path(candidate, benchmark))
+        answers[benchmark] = read_predictions(predictions_path(candidate, benchmark), Prediction)
     return answers
 
 

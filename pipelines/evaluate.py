@@ -75,7 +75,7 @@ def evaluate_candidates(
             path = predictions_path(candidate, benchmark.name)
             if read_key(path) == key:
                 continue
-            journal = PredictionJournal(path, key, sample_ids_of(benchmark.data_path))
+            journal = PredictionJournal(path, key, sample_ids_of(benchmark.data_path), Prediction)
             if shards := _unanswered(journal, benchmark, batch_size):
                 missing.append(_Missing(journal, shards))
             else:
@@ -85,7 +85,8 @@ def evaluate_candidates(
     _answer(work, workers)
     return {
         (candidate.name, benchmark.name): score_accuracy(
-            benchmark.name, read_predictions(predictions_path(candidate, benchmark.name))
+            benchmark.name,
+            read_predictions(predictions_path(candidate, benchmark.name), Prediction),
         )
         for candidate in candidates
         for benchmark in benchmarks
@@ -96,7 +97,7 @@ def evaluate_candidates(
 class _Missing:
     """What a candidate has still to answer on one benchmark."""
 
-    journal: PredictionJournal
+    journal: PredictionJournal[Prediction]
     shards: list[ImageShard]
 
 
@@ -105,7 +106,7 @@ def _read_sample_ids(data_path: str) -> tuple[str, ...]:
 
 
 def _unanswered(
-    journal: PredictionJournal, benchmark: ImageBenchmark, batch_size: int
+    journal: PredictionJournal[Prediction], benchmark: ImageBenchmark, batch_size: int
 ) -> list[ImageShard]:
     shards = image_shards(benchmark, len(journal.sample_ids), batch_size)
     return [shards[number] for number in journal.missing([shard.places for shard in shards])]
@@ -121,7 +122,7 @@ def _answer(work: Sequence[tuple[Candidate, list[_Missing]]], workers: Workers) 
         return
     from cluster.actors import ModelJob
 
-    journals: dict[tuple[str, str], PredictionJournal] = {}
+    journals: dict[tuple[str, str], PredictionJournal[Prediction]] = {}
     jobs: list[ModelJob] = []
     for candidate, missing in work:
         for each in missing:

@@ -13,7 +13,15 @@ Every event has `time` (seconds since 1970), `event` (its name) and what belongs
     run done        seconds
     run failed      seconds, error
 
-Model actors add events of their own. Runs in one folder are appended one after the other.
+    actor started   stage, actor, model, node, host, pid
+    model loading   stage, actor, model; "stolen" if others serve it already
+    model loaded    stage, actor, model, seconds
+    shard done      stage, actor, model, shard, seconds, samples
+    actor died      stage, actor, model, doing, reason: it is replaced
+    actor stalled   stage, actor, model, doing, seconds: it is replaced
+    actor stopped   stage, actor, model, reason: what is left needs another one
+
+Runs in one folder are appended one after the other.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from evaluators.training.batches import TrainingProgress
 from evaluators.training.finetune import FinetuneRecipe, finetune_image_tower
 from evaluators.training.pretrain import pretrain_clip
 from nan_merge.fingerprint import digest_text
+from nan_merge.publish import write_text_atomically
 from nan_merge.recipe import ModelReference
 from nan_merge.tasks import Task
 from pipelines.config import Experts, RunConfig
@@ -52,6 +53,7 @@ def train_experts(config: RunConfig, experts: Experts, workers: Workers) -> Trai
         for task, path in prepare_sets(experts.tasks, "train", config.seed, data, workers).items()
     }
     key = _experts_key(experts, config.seed, digests)
+    experts = with_shared_backbone(experts, config.cache)
     folder = config.cache / f"experts-{key[:16]}"
     clip = folder / "clip"
     _pretrain(experts, config.seed, data, clip, workers)
@@ -64,6 +66,21 @@ def train_experts(config: RunConfig, experts: Experts, workers: Workers) -> Trai
         ),
         key=key,
     )
+
+
+def with_shared_backbone(experts: Experts, cache: Path) -> Experts:
+    """The same models, with a configuration of the user's own copied to where all workers see it.
+
+    Workers on other nodes, or in other folders, would look for its path in vain.
+    """
+    if not experts.backbone.endswith(".json"):
+        return experts
+    text = Path(experts.backbone).read_text(encoding="utf-8")
+    # In a folder of its own: the file's name is the model's.
+    copy = cache / "backbones" / digest_text(text)[:16] / Path(experts.backbone).name
+    if not copy.is_file():
+        write_text_atomically(copy, text)
+    return experts.model_copy(update={"backbone": str(copy)})
 
 
 def data_folder(cache: Path) -> Path:
@@ -85,9 +102,12 @@ def prepare_sets(
 def _experts_key(experts: Experts, seed: int, digests: dict[str, str]) -> str:
     # A model of open_clip's own has no file; the version of open_clip stands for it.
     config = model_config_path(experts.backbone)
+    is_file = experts.backbone.endswith(".json")
+    # Of a file the content counts, and its name, which is the model's; not where it lies.
+    name = config.name if is_file else experts.backbone
     content = {
         "training": TRAINING_VERSION,
-        "experts": experts.model_dump(mode="json"),
+        "experts": experts.model_dump(mode="json") | {"backbone": name},
         "model_config": json.loads(config.read_bytes()) if config.is_file() else None,
         "seed": seed,
         "data": digests,
@@ -106,7 +126,7 @@ def _pretrain(experts: Experts, seed: int, data: Path, clip: Path, workers: Work
         "Pretraining a small CLIP",
         [Task("pretrain", run_pretraining, arguments, 1)],
         total,
-        _count_steps(),
+        count_steps(),
     )
 
 
@@ -118,10 +138,10 @@ def _finetune(experts: Experts, seed: int, data: Path, folder: Path, workers: Wo
     ]
     total = experts.finetune.steps * len(missing)
     stage = f"Fine-tuning {len(missing)} models"
-    workers.run_streams(stage, tasks, total, _count_steps())
+    workers.run_streams(stage, tasks, total, count_steps())
 
 
-def _count_steps() -> Callable[[int, TrainingProgress], tuple[int, str]]:
+def count_steps() -> Callable[[int, TrainingProgress], tuple[int, str]]:
     """A function that turns "at step 40" into "20 further steps", for several trainings at once."""
     last: dict[int, int] = {}
 
@@ -147,7 +167,7 @@ def run_pretraining(
     steps = pretrain_clip(
         train_sets, text, pretrain, seed=seed, output=output, model=experts.backbone
     )
-    yield from _sparsely(_on_one_thread(steps))
+    yield from _sparsely(on_one_thread(steps))
 
 
 def run_finetuning(
@@ -158,14 +178,15 @@ def run_finetuning(
     steps = finetune_image_tower(
         folder / "clip", train_set, recipe, seed=seed, output=folder / task
     )
-    yield from _sparsely(_on_one_thread(steps))
+    yield from _sparsely(on_one_thread(steps))
 
 
 def _train_set(task: str, seed: int, data: Path) -> ImageSet:
     return load_quickstart_task(task, "train", seed=seed, cache=data)
 
 
-def _on_one_thread(steps: Iterator[TrainingProgress]) -> Iterator[TrainingProgress]:
+def on_one_thread(steps: Iterator[TrainingProgress]) -> Iterator[TrainingProgress]:
+    """Train on one thread of this process."""
     import torch
 
     torch.set_num_threads(1)  # one worker per core; and the same sums on any number of cores

@@ -9,6 +9,7 @@ from nan_merge.errors import MissingExtraError
 
 # Module that a bare installation lacks -> extra that brings it.
 EXTRAS = {
+    "datasets": "language",
     "fsspec": "objects",
     "jinja2": "track",
     "matplotlib": "track",
@@ -20,6 +21,7 @@ EXTRAS = {
     "skimage": "quickstart",
     "sklearn": "quickstart",
     "torchvision": "eval",
+    "transformers": "language",
     "vllm": "vllm",
 }
 

@@ -14,8 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from nan_merge.coefficient_table import nearly_equal
+from nan_merge.errors import ConfigError
 from nan_merge.manifest import MANIFEST_NAME, read_manifest
-from nan_merge.merge import merge_checkpoint
+from nan_merge.merge import merge_checkpoint, merge_to_url
+from nan_merge.object_output import publish_to
+from nan_merge.object_store import default_cache, is_url, stage
 from nan_merge.recipe import MergeRecipe
 from nan_merge.tasks import RunTasks, Task, progress_to
 from nan_merge.verify import verify_checkpoint
@@ -25,20 +28,51 @@ SHOW_SECONDS = 0.2
 
 
 def num_workers() -> int:
-    """Processes that commands on this machine work with: one for each core."""
+    """Threads or processes that commands work with: one for each core that this one may use."""
+    if hasattr(os, "sched_getaffinity"):  # a container or a batch system may have lent a few
+        return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def merge_command(recipe: MergeRecipe, output: Path, console: Console) -> None:
-    """Merge a recipe into a folder and print its coefficients."""
-    run_tasks = tasks_with_progress(RunProgress(console))
-    outcome = merge_checkpoint(recipe, output, run_tasks, workers=num_workers())
-    manifest = read_manifest(output / MANIFEST_NAME)
+def merge_command(
+    recipe: MergeRecipe, output: str, console: Console, *, staging: Path | None = None
+) -> None:
+    """Merge a recipe into a folder, or into an object store, and print its coefficients."""
+    progress = RunProgress(console)
+    run_tasks, place = tasks_with_progress(progress), place_of(output, staging)
+    if isinstance(place, str):
+
+        def publish(folder: Path, url: str) -> None:
+            with progress.stage("send", 1000) as bar:
+                publish_to(folder, url, on_progress=show_bytes(bar))
+
+        manifest, reused = merge_to_url(
+            recipe, place, run_tasks, workers=num_workers(), staging=staging, publish=publish
+        )
+    else:
+        reused = merge_checkpoint(recipe, place, run_tasks, workers=num_workers()).reused
+        manifest = read_manifest(place / MANIFEST_NAME)
     console.print(coefficients_table(manifest))
-    for line in coefficient_notes(manifest):
+    for line in [*coefficient_notes(manifest), *same_content_notes(manifest)]:
         console.print(line, markup=False, highlight=False)
-    verb = "was merged before and is unchanged" if outcome.reused else "is written"
-    console.print(f"{output} {verb}.", markup=False, highlight=False)
+    verb = "was merged before and is unchanged" if reused else "is written"
+    console.print(f"{output} {verb}.", markup=False, highlight=False, soft_wrap=True)
+
+
+def place_of(output: str, staging: Path | None) -> Path | str:
+    """The folder, or the URL, that OUT names.
+
+    Raises:
+        ConfigError: If a staging folder is named for an OUT that needs none.
+    """
+    if is_url(output):
+        return output
+    if staging is not None:
+        raise ConfigError(
+            f"--staging is for results in an object store, but {output} is a folder here, beside "
+            "which its merge is made. Leave it out."
+        )
+    return Path(output)
 
 
 def tasks_with_progress(progress: RunProgress) -> RunTasks:
@@ -75,12 +109,15 @@ def _shown(bar: StageProgress, done: int) -> Callable[[int], None]:
     return add
 
 
-def verify_command(folder: Path, console: Console) -> None:
+def verify_command(output: str, console: Console) -> None:
     """Compare a merged checkpoint with its manifest and say how much was compared."""
+    if is_url(output):
+        console.print(f"{output} is copied to {default_cache()} first.", soft_wrap=True)
+    folder = stage(output) if is_url(output) else Path(output)
     with RunProgress(console).stage("verify", 1000) as bar:
         found = verify_checkpoint(folder, num_workers(), show_bytes(bar))
     console.print(
-        f"{folder} is whole: {found.num_tensors:,} tensors in {_count(found.num_files, 'file')}, "
+        f"{output} is whole: {found.num_tensors:,} tensors in {_count(found.num_files, 'file')}, "
         f"{found.num_bytes:,} bytes of data as they were written.",
         markup=False,
         highlight=False,
@@ -135,6 +172,19 @@ def coefficient_notes(manifest: dict[str, Any]) -> list[str]:
     if manifest["scope"] != "model" or not values:
         return []
     return [f"Sum of the coefficients: {sum(values):.6g}.", *uniformity_notes(manifest)]
+
+
+def same_content_notes(manifest: dict[str, Any]) -> list[str]:
+    """A warning for every model that holds the same numbers as one before it."""
+    first: dict[str, str] = {}
+    notes: list[str] = []
+    for entry in manifest["fingerprints"]:
+        same = first.setdefault(entry["fingerprint"], entry["name"])
+        if same is not entry["name"]:
+            notes.append(
+                f"{entry['name']} holds the same numbers as {same}: was another model meant?"
+            )
+    return notes
 
 
 def uniformity_notes(manifest: dict[str, Any]) -> list[str]:

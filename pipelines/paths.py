@@ -22,6 +22,9 @@ def placed_at(config: RunConfig, at: PurePosixPath) -> RunConfig:
     for name in ("base", "clip"):
         if (value := getattr(config, name)) is not None:
             changes[name] = placed(value, at)
+    if config.track.uri is not None:
+        uri = placed_store(config.track.uri, at)
+        changes["track"] = config.track.model_copy(update={"uri": uri})
     return config.model_copy(update=changes)
 
 
@@ -30,6 +33,22 @@ def placed(reference: str, at: PurePosixPath) -> str:
     base, adapter = split_reference(reference)
     parts = [base] if adapter is None else [base, adapter]
     return "+".join(str(at / part) if _is_relative_folder(part) else part for part in parts)
+
+
+def placed_store(uri: str, at: PurePosixPath) -> str:
+    """An MLflow store, with the folder or SQLite file that it may name taken from ``at``.
+
+    >>> placed_store("sqlite:///runs/mlflow.db", PurePosixPath("/shared"))
+    'sqlite:////shared/runs/mlflow.db'
+    >>> placed_store("http://mlflow:5000", PurePosixPath("/shared"))
+    'http://mlflow:5000'
+    """
+    for scheme in ("sqlite:///", "file://", "file:", ""):
+        if uri.startswith(scheme):
+            path = uri.removeprefix(scheme)
+            is_other = "://" in path or path.startswith("databricks")
+            return uri if is_other else f"{scheme}{at / path}"
+    raise AssertionError("every text starts with nothing")
 
 
 def _is_relative_folder(part: str) -> bool:

@@ -10,44 +10,59 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from nan_merge import hub, object_store
 from nan_merge.cost import memory_ceiling
 from nan_merge.estimate import PassEstimate, estimate, measure_speeds
-from nan_merge.hub import headers_only
 from nan_merge.manifest import MANIFEST_NAME
 from nan_merge.measured import method_of
+from nan_merge.object_output import local_copy
 from nan_merge.plan import MergePlan
 from nan_merge.preflight import preflight, tensor_groups
 from nan_merge.publish import staging_path
 from nan_merge.recipe import MergeRecipe
-from pipelines.merge import num_workers
+from pipelines.merge import num_workers, place_of
 
 MAX_GROUPS, MAX_FILES = 40, 10
 GIGA, MEBI = 1e9, 1 << 20
 
 
-def plan_command(recipe: MergeRecipe, output: Path | None, console: Console) -> None:
+def plan_command(
+    recipe: MergeRecipe, output: str | None, console: Console, *, staging: Path | None = None
+) -> None:
     """Check a recipe, list every problem or say what the merge would do and cost."""
-    with headers_only() as headers:
-        plan = preflight(recipe, output)
+    goal = None if output is None else place_of(output, staging)
+    with hub.headers_only() as headers, object_store.headers_only():
+        plan = preflight(recipe, goal, staging)
+        place = local_copy(goal, staging) if isinstance(goal, str) else goal
         workers = num_workers()
-        passes = estimate(plan, measure_speeds(plan, output), workers)
+        passes = estimate(plan, measure_speeds(plan, place), workers)
         console.print(groups_table(plan))
         console.print(files_table(plan))
         console.print(passes_table(passes))
-        for line in [*summary(plan, output, passes, workers), *unfetched(plan, headers)]:
+        lines = [*summary(plan, place, passes, workers), *unfetched(plan, headers)]
+        if isinstance(goal, str):
+            lines.append(
+                f"{place} is then sent to {goal}, and removed here; the time for that is not in "
+                "the estimate."
+            )
+        for line in lines:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def unfetched(plan: MergePlan, headers: Path) -> list[str]:
-    """What must be downloaded first: files that are headers alone, in this folder."""
+    """What must be downloaded first: files that are headers alone, of the hub in this folder."""
     checkpoints = (plan.base, *plan.models) if plan.base else plan.models
-    files = {file for each in checkpoints for file in each.files if headers in file.parents}
-    num_bytes = sum(file.stat().st_size for file in files)
-    if not files:
-        return []
+    files = {file for each in checkpoints for file in each.files}
+    of_hub = {file for file in files if headers in file.parents}
+    of_stores = {file for file in files if object_store.is_header_copy(file)}
     return [
-        f"{len(files)} files ({num_bytes / GIGA:,.3f} GB) are still on the hub: a merge downloads "
-        "them first, and the time for that is not in the estimate."
+        f"{len(found)} files ({sum(file.stat().st_size for file in found) / GIGA:,.3f} GB) are "
+        f"still {where}: a merge {brings} them first, and the time for that is not in the estimate."
+        for found, where, brings in (
+            (of_hub, "on the hub", "downloads"),
+            (of_stores, "in object stores", "copies"),
+        )
+        if found
     ]
 
 

@@ -14,9 +14,16 @@ def check_run(config: RunConfig) -> None:
 
     Raises:
         MissingExtraError: If a library is missing that a later stage needs.
-        ConfigError: If the backbone is unknown, or `base` or `clip` is missing.
+        ConfigError: If the backbone, a benchmark or a profile is unknown, or `base`, `clip` or
+            the data's folder is missing.
+        DataError: If the data's folder is not there.
     """
     tracking = ["mlflow"] if config.track.mlflow else []
+    if config.evaluate.is_language:
+        backend = config.evaluate.backend.name
+        require(["ray", "transformers", backend, "jinja2", "matplotlib", *tracking])
+        _check_language(config)
+        return
     require(["ray", "open_clip", "jinja2", "matplotlib", *tracking])
     if config.experts is not None:
         _check_backbone(config.experts.backbone)
@@ -25,6 +32,22 @@ def check_run(config: RunConfig) -> None:
             "A run over your own image towers needs `base` (the pretrained tower) and `clip` (the "
             "folder of the whole pretrained CLIP, whose text tower makes the zero-shot heads)."
         )
+
+
+def _check_language(config: RunConfig) -> None:
+    from pipelines.language_benchmarks import data_folder, find_profile
+
+    if config.fine_tunes is None and config.base is None:
+        raise ConfigError("A run over your own language models needs `base`, their common base.")
+    seen: set[tuple[str, str]] = set()
+    for spec in config.evaluate.language_benchmarks:
+        profile = find_profile(spec.name, spec.profile)
+        data_folder(profile.benchmark, spec.data or config.evaluate.data)
+        if (profile.benchmark, profile.name) in seen:
+            raise ConfigError(
+                f"evaluate.benchmarks: {profile.benchmark}/{profile.name} is named twice."
+            )
+        seen.add((profile.benchmark, profile.name))
 
 
 def _check_backbone(backbone: str) -> None:

@@ -79,6 +79,7 @@ class _State:
     steps: int = 0
     num_bytes: int = 0
     num_workers: int | None = None
+    worker: str = "worker"
     detail: str = ""
 
 
@@ -100,9 +101,9 @@ class StageProgress:
         self._state.num_bytes, self._state.num_workers = num_bytes, num_workers
         self._show()
 
-    def staff(self, num_workers: int) -> None:
-        """Say how many workers or actors are busy."""
-        self._state.num_workers = num_workers
+    def staff(self, num_workers: int, worker: str = "worker") -> None:
+        """Say how many workers there are, and what one is called."""
+        self._state.num_workers, self._state.worker = num_workers, worker
         self._show()
 
     def final_rate(self) -> str:
@@ -132,7 +133,7 @@ class StageProgress:
         if rate := self._rate(done):
             parts.append(rate)
         if state.num_workers is not None:
-            parts.append(f"{state.num_workers} worker{'s' if state.num_workers != 1 else ''}")
+            parts.append(f"{state.num_workers} {state.worker}{'s' * (state.num_workers != 1)}")
         if 0 < done < total:
             left = (time.monotonic() - self._started) * (total - done) / done
             parts.append(f"{_duration(left)} left")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nan_merge.errors import MissingExtraError
 from nan_merge.publish import write_text_atomically
 from pipelines.plots import accuracy_plot, coefficients_plot, norms_plot
+from pipelines.published import published_sheet
 from pipelines.results import RunResults, baseline_model
 from pipelines.sheet import MISSING, Cell, Line, Sheet
 from pipelines.table import (
@@ -21,6 +22,9 @@ from pipelines.table import (
     sample_counts,
     seeds_sheet,
 )
+
+if TYPE_CHECKING:
+    from pipelines.config import Published
 
 TEMPLATES = Path(__file__).parent / "templates"
 ACCURACY_CAPTION = (
@@ -38,10 +42,15 @@ COEFFICIENTS_CAPTION = (
 GPU_NOTE = "GPU paths of this software are unverified, unless a GPU is named among the facts."
 
 
-def write_report(results: RunResults, folder: Path) -> Path:
+def write_report(results: RunResults, folder: Path, published: Published | None = None) -> Path:
     """Write ``report.html`` to ``folder``: scores, differences, plots, coefficients, facts.
 
     Its plots are also files, ``plots/*.svg``. Older ones are replaced. Returns the page's path.
+
+    Args:
+        results: What to show.
+        folder: Where to write.
+        published: Numbers from elsewhere to show beside the run's own.
 
     Raises:
         MissingExtraError: If jinja2 or matplotlib is not installed.
@@ -56,6 +65,7 @@ def write_report(results: RunResults, folder: Path) -> Path:
         title=f"{results.name} (seed {results.seed})",
         summary=run_summary(results),
         scores=results_sheet(results),
+        published=published_sheet(results, published) if published is not None else None,
         differences=baseline_sheet(results),
         coefficients=coefficients_sheet(results),
         accuracy_svg=plots["accuracy"],
@@ -139,10 +149,12 @@ def run_summary(results: RunResults) -> str:
     if averages:
         best = max(averages, key=lambda model: averages[model][0])
         text += f" The best average of a merged model is {_with_error(averages[best])} % ({best})"
-        kinds = {row.kind: row.model for row in results.rows if row.kind != "merged"}
-        for kind, model in kinds.items():
+        others = {row.model: row.kind for row in results.rows if row.kind != "merged"}
+        for model, kind in others.items():
             average = results.average(model)
-            text += f", {kind} {_with_error(average)} %" if average else ""
+            # A run of image tasks has one row of a kind, and it is called like it.
+            name = kind if model.lower() == kind else model
+            text += f", {name} {_with_error(average)} %" if average else ""
         text += "."
     return text
 

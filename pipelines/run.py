@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,6 +26,7 @@ from nan_merge.recipe import MergeRecipe, ModelReference
 from nan_merge.shares import SHARES
 from nan_merge.tasks import Task
 from pipelines.collect import (
+    ScoredModels,
     ablation_pairs,
     environment_facts,
     merge_summary,
@@ -37,6 +38,9 @@ from pipelines.evaluate import Candidate, evaluate_candidates, image_benchmarks
 from pipelines.events import EVENTS_NAME, EventLog
 from pipelines.experts import data_folder, prepare_sets, train_experts
 from pipelines.interrupt import noticing_interrupts
+from pipelines.language_collect import score_language_models
+from pipelines.language_experts import train_language_models
+from pipelines.language_workers import with_model_resources
 from pipelines.merge import uniformity_notes
 from pipelines.paths import placed_at
 from pipelines.preflight import check_run
@@ -56,14 +60,15 @@ class RunModels:
     Attributes:
         base: The base model.
         models: The fine-tuned models.
-        clip: Folder of the whole pretrained CLIP whose text tower makes the heads.
-        test_sets: Benchmark -> ``.npz`` file of its test images.
+        clip: For image towers: folder of the whole pretrained CLIP whose text tower makes the
+            heads.
+        test_sets: For image towers: benchmark -> ``.npz`` file of its test images.
     """
 
     base: str
     models: tuple[ModelReference, ...]
-    clip: Path
-    test_sets: dict[str, Path]
+    clip: Path | None = None
+    test_sets: dict[str, Path] = field(default_factory=dict[str, Path])
 
 
 def run_config(config: RunConfig, *, seeds: int = 1, console: Console) -> list[RunResults]:
@@ -109,40 +114,65 @@ def _run_once(
 ) -> RunResults:
     started = time.monotonic()
     folder = config.folder
-    with Workers(config.cluster, progress, folder, checks) as workers:
+    cluster = config.cluster
+    if config.evaluate.is_language:
+        cluster = with_model_resources(cluster, config.evaluate.backend)
+    with Workers(cluster, progress, folder, checks) as workers:
         models = prepare_models(config, workers)
         merges = merge_all(config, models, workers)
         norms = norms_of(folder, models, workers)
-        names = config.evaluate.benchmarks
-        heads = config.cache / "heads"
-        benchmarks = image_benchmarks(models.clip, models.test_sets, names, heads, workers)
         candidates = list_candidates(config, models, merges)
-        scores = evaluate_candidates(candidates, benchmarks, config.evaluate.batch_size, workers)
+        scored = (score_language_models if config.evaluate.is_language else _score_image_towers)(
+            config, models, merges, candidates, workers
+        )
     summaries = [
         merge_summary(name, recipe, read_manifest(path / MANIFEST_NAME), path.relative_to(folder))
         for name, recipe, path in merges
     ]
-    recipes = [(name, recipe) for name, recipe, _ in merges]
-    digests = {f"digest of {benchmark.name}": benchmark.digest[:16] for benchmark in benchmarks}
     results = RunResults(
         name=config.name,
         seed=config.seed,
-        rows=result_rows(scores, names, models.models, recipes),
+        rows=scored.rows,
         merges=tuple(summaries),
         facts=environment_facts()
-        | digests
+        | scored.facts
         | {"time of this run": f"{time.monotonic() - started:.0f} s, with what was cached"},
         config_yaml=config.text(),
         model_norms=norms,
     )
-    results = with_averages(results, candidates)
+    results = scored.with_averages(results)
     _publish(results, config, candidates, merges, progress)
     return results
 
 
+def _score_image_towers(
+    config: RunConfig,
+    models: RunModels,
+    merges: Sequence[tuple[str, MergeRecipe, Path]],
+    candidates: Sequence[Candidate],
+    workers: Workers,
+) -> ScoredModels:
+    assert models.clip is not None, "checked before anything ran"
+    names, heads = config.evaluate.image_tasks, config.cache / "heads"
+    benchmarks = image_benchmarks(models.clip, models.test_sets, names, heads, workers)
+    scores = evaluate_candidates(candidates, benchmarks, config.evaluate.batch_size, workers)
+    recipes = [(name, recipe) for name, recipe, _ in merges]
+    return ScoredModels(
+        rows=result_rows(scores, names, models.models, recipes),
+        facts={f"digest of {each.name}": each.digest[:16] for each in benchmarks},
+        with_averages=lambda results: with_averages(results, candidates),
+    )
+
+
 def prepare_models(config: RunConfig, workers: Workers) -> RunModels:
     """The run's models: trained here, or named in the run file."""
-    names = config.evaluate.benchmarks
+    if config.fine_tunes is not None:
+        base, tuned = train_language_models(config.fine_tunes, config.seed, config.cache, workers)
+        return RunModels(str(base), tuned)
+    if config.evaluate.is_language:
+        assert config.base is not None, "checked before anything ran"
+        return RunModels(config.base, config.models)
+    names = config.evaluate.image_tasks
     data = data_folder(config.cache)
     test_sets = prepare_sets(names, "test", config.seed, data, workers)
     if config.experts is not None:
@@ -170,11 +200,11 @@ def merge_all(
         label = tasks[0].label if tasks else ""
         if label == "merge":
             name = f"Merging {len(outputs)} checkpoints"
-            return workers.run_tasks(name, tasks, "merge", reports=True)
+            return workers.run_tasks(name, tasks, "merge")
         names = {"norms": "Measuring norms", "magnitudes": "Counting magnitudes"}
         names |= {"thresholds": "Finding thresholds", "signs": "Counting signs"}
         names |= {"kept sums": "Summing magnitudes"}
-        return workers.run_tasks(names.get(label, label), tasks, "statistics", reports=True)
+        return workers.run_tasks(names.get(label, label), tasks, "statistics")
 
     merge_checkpoints(
         [(recipe, path) for _, recipe, path in outputs],
@@ -216,9 +246,7 @@ def norms_of(folder: Path, models: RunModels, workers: Workers) -> dict[str, dic
             return kept["norms"]
     except (OSError, ValueError, KeyError, TypeError):
         pass  # missing or damaged: a lost file costs only time
-    norms = model_norms(
-        plan, lambda tasks: workers.run_tasks("Norms", tasks, "statistics", reports=True)
-    )
+    norms = model_norms(plan, lambda tasks: workers.run_tasks("Norms", tasks, "statistics"))
     write_text_atomically(path, json.dumps({"key": key, "norms": norms}, indent=1))
     return norms
 
@@ -240,7 +268,7 @@ def _publish(
     folder = config.folder
     rows = write_results(results, folder)
     write_text_atomically(folder / "config.yaml", results.config_yaml)
-    report = write_report(results, folder)
+    report = write_report(results, folder, config.published)
     look: list[str] = []
     if config.track.mlflow:
         predictions = {item.name: item.predictions for item in candidates}

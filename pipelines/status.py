@@ -17,16 +17,17 @@ from pipelines.events import EVENTS_NAME, read_events
 from pipelines.run_folder import OWNER_NAME
 from pipelines.workers import PROGRESS_FOLDER
 
+ENDS = ("task done", "task failed", "task again", "actor died", "actor stalled", "actor stopped")
 State = Literal["done", "running", "failed", "interrupted"]
 
 
 @dataclass
 class RunningTask:
-    """A task that was begun and has not ended.
+    """A task that was begun and has not ended, or a model actor that is there.
 
     Attributes:
-        task: Its label.
-        place: Its place in the stage, from 0.
+        task: Its label; of an actor, the model that it serves.
+        place: Its place in the stage, or the actor's number, from 0.
         host: Where it runs.
         pid: Its process there.
         seconds: How long it has run.
@@ -50,7 +51,7 @@ class StageStatus:
         state: Whether it goes on.
         unit: What ``total`` counts.
         total: Steps that it takes.
-        done: Tasks or shards that are done.
+        done: Tasks that are done, or samples that are answered.
         again: How often something was done again: a lost worker, failing storage, a stuck task.
         seconds: How long it took, or has taken.
         num_bytes: Read by the tasks that are done.
@@ -196,13 +197,17 @@ def _take(
     running: dict[tuple[str, int], dict[str, Any]],
 ) -> None:
     """Let one event change what is known of its stage."""
-    task = (stage.name, int(event.get("place", -1)))
+    task = (stage.name, int(event.get("place", event.get("actor", -1))))
     if what == "task begun":
         running[task] = event
-    elif what in ("task done", "task failed", "task again"):
+    elif what == "actor started":
+        running[task] = {**event, "task": event["model"], "place": event["actor"]}
+    elif what in ("model loading", "stolen") and task in running:
+        running[task]["task"] = event["model"]
+    elif what in ENDS:
         running.pop(task, None)
     if what in ("task done", "shard done"):
-        stage.done += 1
+        stage.done += event.get("samples", 1)
         stage.num_bytes += event.get("bytes", 0)
     elif what in ("task again", "actor died", "actor stalled"):
         stage.again += 1

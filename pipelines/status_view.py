@@ -62,7 +62,7 @@ def _stage_table(stages: Iterable[StageStatus]) -> Table:
     for column in ("stage", "state", "done", "again", "read", "seconds"):
         table.add_column(column, justify="left" if column in ("stage", "state") else "right")
     for stage in stages:
-        counted = stage.unit in ("tasks", "shards")
+        counted = stage.unit in ("tasks", "samples")
         table.add_row(
             escape(stage.name),
             _colored(stage.state),
@@ -75,14 +75,16 @@ def _stage_table(stages: Iterable[StageStatus]) -> Table:
 
 
 def _running_table(stages: Iterable[StageStatus]) -> Table:
-    table = Table(title="Tasks that have not ended", title_justify="left")
-    for column in ("task", "where", "seconds", "done"):
-        table.add_column(column, justify="left" if column in ("task", "where") else "right")
+    table = Table(title="Tasks and model actors that have not ended", title_justify="left")
+    for column in ("task or model", "where", "seconds", "done"):
+        table.add_column(
+            column, justify="left" if column in ("task or model", "where") else "right"
+        )
     for stage in stages:
         for task in stage.running:
             where = f"{task.host}, process {task.pid}"
             label = f"{task.task} {task.place + 1}"
-            done = decimal(task.num_bytes)
+            done = decimal(task.num_bytes) if task.num_bytes else ""
             table.add_row(escape(label), escape(where), f"{task.seconds:.0f}", done)
     return table
 

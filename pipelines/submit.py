@@ -19,7 +19,7 @@ from rich.console import Console
 
 from nan_merge.errors import ConfigError, NanMergeError
 from pipelines.config import RunConfig
-from pipelines.paths import placed, placed_at
+from pipelines.paths import placed, placed_at, placed_store
 
 if TYPE_CHECKING:
     from cluster.jobs import JobClient, JobEnd
@@ -170,6 +170,9 @@ def _relative_paths(config: RunConfig) -> Iterator[str]:
     for field, text in {"base": config.base, "clip": config.clip, **models}.items():
         if text is not None and placed(text, PurePosixPath("/")) != text:
             yield f"{field}: {text}"
+    uri = config.track.uri
+    if uri is not None and placed_store(uri, PurePosixPath("/")) != uri:
+        yield f"track.uri: {uri}"
 
 
 def _say_versions(console: Console, client: JobClient) -> None:

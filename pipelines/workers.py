@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nan_merge.errors import EvaluationError
 from nan_merge.tasks import Task
 from pipelines.cluster_config import Cluster, StageName
 from pipelines.progress import RunProgress, StageProgress
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from cluster.task_options import TaskOptions
 
 PROGRESS_FOLDER, LOGS_FOLDER = ".progress", "logs"
+READING_STAGES = ("statistics", "merge")  # whose tasks cost what they read, in bytes
+LOSSES = ("actor died", "actor stalled")
 
 
 class Workers:
@@ -80,29 +83,25 @@ class Workers:
         name: str,
         tasks: Sequence[Task],
         stage: StageName = "train",
-        *,
-        reports: bool = False,
     ) -> list[Any]:
         """Results of tasks, in their order; see `cluster.tasks.run_tasks`.
 
         Args:
             name: What they do, for people.
-            tasks: What to run.
+            tasks: What to run; they call `report_progress`, so one that is silent is stuck.
             stage: Whose resources they need.
-            reports: Whether they call `report_progress`, so that one that is silent is stuck.
         """
         if not tasks:
             return []
         self._start()
         from cluster.tasks import run_tasks
 
-        options = self._options(stage, reports)
-        num_bytes = sum(task.cost for task in tasks) if reports else 0
+        num_bytes = sum(task.cost for task in tasks) if stage in READING_STAGES else 0
         with self._progress.stage(name, len(tasks), "tasks", num_bytes) as bar:
             return run_tasks(
                 tasks,
                 lambda place, _: bar.advance(1, tasks[place].label),
-                options,
+                self._options(stage),
                 self._watch(name, bar),
             )
 
@@ -120,12 +119,11 @@ class Workers:
         self._start()
         from cluster.tasks import run_streams
 
-        options = self._options(stage, reports=True)
         with self._progress.stage(name, total, "steps") as bar:
             run_streams(
                 tasks,
                 lambda place, item: bar.advance(*steps_of(place, item)),
-                options,
+                self._options(stage),
                 self._watch(name, bar),
             )
 
@@ -146,27 +144,66 @@ class Workers:
         """
         if not jobs:
             return
-        num_actors = self._start()
-        from cluster.actors import serve_models
+        self._start()
+        from cluster.actors import START_SECONDS, serve_models
 
+        is_local = self._config.address == "local"
+        if is_local:
+            self._refuse_impossible_actors()
         resources = self._actor_resources()
         jobs = [replace(job, resources=resources) for job in jobs]
         total = sum(samples_of(item) for job in jobs for item in job.items)
         with self._progress.stage(name, total, "samples") as bar:
+            there: set[int] = set()
+            answered = 0
 
             def report(job: ModelJob, item: Any, result: Any) -> None:
+                nonlocal answered
                 self._check()
                 on_result(job, item, result)
-                bar.advance(samples_of(item), job.label)
+                answered = samples_of(item)
+                bar.advance(answered, job.label)
 
             def write(event: str, details: dict[str, Any]) -> None:
-                self._progress.events.write(event, stage=name, **details)
-                if event in ("actor died", "actor stalled"):
+                samples = {"samples": answered} if event == "shard done" else {}
+                self._progress.events.write(event, stage=name, **details, **samples)
+                if event == "actor started":
+                    there.add(details["actor"])
+                elif event in (*LOSSES, "actor stopped"):
+                    there.discard(details["actor"])
+                bar.staff(len(there), "actor")
+                if event in LOSSES:
                     why = details.get("reason", f"no answer for {details.get('seconds')} s")
                     self._progress.say(f"{name}: {details['model']} gets a new actor: {why}")
 
-            stall_seconds = self._config.stall_seconds
-            serve_models(jobs, num_actors, report, write, stall_seconds=stall_seconds)
+            serve_models(
+                jobs,
+                self._most_actors(len(jobs)),
+                report,
+                write,
+                stall_seconds=self._config.stall_seconds,
+                # Nodes of a cluster may have to be started first, those of a local Ray are there.
+                start_seconds=START_SECONDS if is_local else self._config.stall_seconds,
+            )
+
+    def _refuse_impossible_actors(self) -> None:
+        from cluster.session import why_no_place
+
+        if why := why_no_place(self._options("evaluate")):
+            raise EvaluationError(
+                f"This machine has no place for an actor that serves models: {why}. Lower what it "
+                "needs (`cluster.evaluate`); a local Ray has as many CPUs as `cluster.num_workers`."
+            )
+
+    def _most_actors(self, num_models: int) -> int:
+        config = self._config
+        if config.address == "local":
+            return self._num_cpus
+        from cluster.session import num_cpus
+
+        # A cluster may have few nodes, or none, until there is work: what is asked for and has no
+        # place makes it grow.
+        return config.num_workers or max(num_cpus(), num_models)
 
     def _actor_resources(self) -> ActorResources:
         from cluster.actors import ActorResources
@@ -183,7 +220,7 @@ class Workers:
         wanted = self._config.resources_of(stage).num_gpus
         return wanted if wanted != "auto" else float(has_gpus())
 
-    def _options(self, stage: StageName, reports: bool) -> TaskOptions:
+    def _options(self, stage: StageName) -> TaskOptions:
         from cluster.task_options import TaskOptions
 
         wanted, config = self._config.resources_of(stage), self._config
@@ -192,8 +229,8 @@ class Workers:
             num_gpus=self.num_gpus(stage),
             memory=wanted.memory,
             resources=wanted.resources,
-            stall_seconds=config.stall_seconds if reports else None,
-            # A local Ray gets no further nodes.
+            stall_seconds=config.stall_seconds,
+            # A local Ray gets no further nodes; those of a cluster may have to be started first.
             place_seconds=1.0 if config.address == "local" else config.stall_seconds,
         )
 

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from evaluators.torchvision_repair import repair
 from nan_merge.errors import ConfigError, EvaluationError, MissingExtraError
+from nan_merge.tasks import report_progress
 
 if TYPE_CHECKING:
     from open_clip import CLIP
@@ -139,6 +140,7 @@ def zero_shot_head(clip: Clip, class_names: Sequence[str], templates: Sequence[s
         prompts = [template.replace("{}", class_name) for template in templates]
         embeddings = clip.model.encode_text(clip.tokenize(prompts), normalize=True)
         rows.append(functional.normalize(embeddings.mean(dim=0), dim=0))
+        report_progress(sum(map(len, prompts)))
     return torch.stack(rows) * clip.model.logit_scale.exp()
 
 

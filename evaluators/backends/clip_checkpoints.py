@@ -21,14 +21,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from torch import Tensor, nn
 
 from evaluators.backends.clip import Clip, ImageTower, new_clip
 from nan_merge.errors import CheckpointError
 from nan_merge.json_file import read_json_table
-from nan_merge.publish import explain_write_errors, sync_path, write_text_atomically
+from nan_merge.publish import (
+    explain_write_errors,
+    partial_path,
+    sync_path,
+    write_text_atomically,
+)
 
 MODEL_TYPE = "open_clip_image_tower"
 CLIP_CONFIG, CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -128,7 +132,7 @@ def save_tensors(
 
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.parent / f".{path.name}.{uuid4().hex}.partial"
+        partial = partial_path(path)
         try:
             save_file(dict(tensors), partial, metadata=dict(metadata) if metadata else None)
             sync_path(partial)

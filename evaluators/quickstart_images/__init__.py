@@ -21,6 +21,7 @@ from evaluators.quickstart_images.pictures import PHOTOS, TEXTURES, build_photo,
 from evaluators.quickstart_images.scans import DIGIT_NAMES, build_digits, build_mnist
 from evaluators.quickstart_images.street import build_street
 from nan_merge.errors import ConfigError, DataError
+from nan_merge.tasks import report_progress
 
 DATA_VERSION = 1  # raise it whenever a build function draws other images
 SPLITS = ("train", "test")
@@ -160,6 +161,7 @@ def load_quickstart_task(name: str, split: str, *, seed: int, cache: Path) -> Im
         except DataError:
             path.unlink(missing_ok=True)  # damaged caches are rebuilt, not mended
     image_set = _build(QUICKSTART_TASKS[name], split, seed)
+    report_progress(image_set.images.nbytes)
     save_image_set(image_set, path)
     return image_set
 

@@ -1,4 +1,13 @@
-"""One run of all inputs to one run of the result, for methods that take any elements."""
+"""One run of all inputs to one run of each of several results, for methods that take any elements.
+
+Everything about one result is a row of these arrays, for T models:
+    numbers: float32 (results, 4, T): coefficients, thresholds, densities, factors.
+    keys: uint64 (results, T, 2), as `philox.draw` takes them.
+    switches: int64 (results, 6): whether models are task vectors, how they are joined, whether
+        coefficients weigh the vote, whether signs are added up in it, how kept elements are
+        rescaled, the type of the result.
+    signs: float32 (results, 2): the sign that wins ties, and a factor on the joined update.
+"""
 
 from __future__ import annotations
 
@@ -9,41 +18,43 @@ import numpy as np
 from nan_merge.kernels.compiled import compiled, part
 from nan_merge.kernels.convert import BLOCK, narrow
 from nan_merge.kernels.philox import draw
-from nan_merge.kernels.vectors import drop, read_vectors, trim, vote
+from nan_merge.kernels.vectors import drop, read_vectors, read_weights, trim, vote
 
+COEFFICIENTS, THRESHOLDS, DENSITIES, FACTORS = 0, 1, 2, 3  # rows of numbers
+OF_VECTORS, HOW, WEIGH_FIRST, BY_SIGN, RESCALING, OUT_CODE = 0, 1, 2, 3, 4, 5  # switches
+TIE, FACTOR = 0, 1  # signs
 SUM, MEAN, WEIGHTED_MEAN = 0, 1, 2  # how agreeing elements are joined
 PLAIN_SUM = -1  # no vote: the weighted sum of all
 DIVIDE, MULTIPLY = 1, 2  # how kept elements are rescaled
+NOTHING = -1  # in place of a switch OF_VECTORS: nothing is read, or it was changed since
 
 
 @part
-def sparsify(
-    scratch: Any,
-    num_models: Any,
-    start: Any,
-    count: Any,
-    thresholds: Any,
-    densities: Any,
-    keys: Any,
-    rescales: Any,
-    factors: Any,
-) -> None:
-    """Trim each task vector, or drop some of it at random and rescale the rest."""
+def sparsify(scratch: Any, start: Any, count: Any, numbers: Any, keys: Any, rescaling: Any) -> bool:
+    """Trim each task vector, or drop some of it at random and rescale the rest.
+
+    Returns:
+        Whether anything was done.
+    """
+    num_models = numbers.shape[1]
     draws = scratch[1 + num_models]
+    changed = False
     for model in range(num_models):
-        vector = scratch[1 + model]
-        if thresholds[model] > 0:
-            trim(vector, count, thresholds[model])
-        if densities[model] < 1:
+        vector, factor = scratch[1 + model], numbers[FACTORS, model]
+        if numbers[THRESHOLDS, model] > 0:
+            trim(vector, count, numbers[THRESHOLDS, model])
+            changed = True
+        if numbers[DENSITIES, model] < 1:
             draw(keys[model, 0], keys[model, 1], start, count, draws)
-            drop(vector, count, densities[model], draws)
-            factor = factors[model]
-            if rescales[model] == DIVIDE:
+            drop(vector, count, numbers[DENSITIES, model], draws)
+            changed = True
+            if rescaling == DIVIDE:
                 for place in range(count):
                     vector[place] /= factor
-            elif rescales[model] == MULTIPLY:
+            elif rescaling == MULTIPLY:
                 for place in range(count):
                     vector[place] *= factor
+    return changed
 
 
 @part
@@ -56,23 +67,15 @@ def elect(votes: Any, count: Any, tie: Any) -> None:
 
 
 @part
-def join(
-    scratch: Any,
-    num_models: Any,
-    count: Any,
-    coefficients: Any,
-    weigh_first: Any,
-    by_sign: Any,
-    tie: Any,
-    how: Any,
-    factor: Any,
-) -> None:
+def join(scratch: Any, count: Any, coefficients: Any, switches: Any, signs: Any) -> None:
     """What agrees with the elected sign, joined; into the row after the votes."""
     zero, one = np.float32(0.0), np.float32(1.0)
+    num_models = len(coefficients)
+    weigh_first, how = switches[WEIGH_FIRST] != 0, switches[HOW]
     elected, update = scratch[1 + num_models], scratch[2 + num_models]
     divisor = scratch[3 + num_models]
-    vote(scratch, num_models, count, coefficients, weigh_first, by_sign, elected)
-    elect(elected, count, tie)
+    vote(scratch, num_models, count, coefficients, weigh_first, switches[BY_SIGN] != 0, elected)
+    elect(elected, count, signs[TIE])
     update[:count] = zero
     divisor[:count] = zero
     for model in range(num_models):
@@ -85,6 +88,7 @@ def join(
             agreeing = zero if turned < zero else turned
             update[place] += agreeing * after
             divisor[place] += counted if agreeing > zero else zero
+    factor = signs[FACTOR]
     for place in range(count):
         value = update[place]
         if how == MEAN:
@@ -95,8 +99,9 @@ def join(
 
 
 @part
-def add_up(scratch: Any, num_models: Any, count: Any, coefficients: Any) -> None:
+def add_up(scratch: Any, count: Any, coefficients: Any) -> None:
     """The weighted sum, in the order given; into the row after the votes."""
+    num_models = len(coefficients)
     update = scratch[2 + num_models]
     for model in range(num_models):
         vector, weight = scratch[1 + model], coefficients[model]
@@ -109,9 +114,8 @@ def add_up(scratch: Any, num_models: Any, count: Any, coefficients: Any) -> None
 
 
 @compiled(
-    "boolean(uint8[:,::1], int64[::1], int64, int64, int64, float32[::1],"
-    " float32[::1], float32[::1], uint64[:,::1], int64[::1], float32[::1],"
-    " int64, boolean, boolean, float32, float32, float32[:,::1], int64, uint8[::1])"
+    "void(uint8[:,::1], int64[::1], int64, int64, int64, float32[:,:,::1], uint64[:,:,::1],"
+    " int64[:,::1], float32[:,::1], float32[:,::1], uint8[:,::1], uint8[::1])"
 )
 def combine(
     raw: Any,
@@ -119,37 +123,39 @@ def combine(
     has_base: Any,
     start: Any,
     count: Any,
-    coefficients: Any,
-    thresholds: Any,
-    densities: Any,
+    numbers: Any,
     keys: Any,
-    rescales: Any,
-    factors: Any,
-    how: Any,
-    weigh_first: Any,
-    by_sign: Any,
-    tie: Any,
-    factor: Any,
+    switches: Any,
+    signs: Any,
     scratch: Any,
-    out_code: Any,
     out: Any,
-) -> bool:
-    """Merge one run; whether all of the result is finite."""
+    finite: Any,
+) -> None:
+    """Merge one run into every result, and say of each whether all of it is finite."""
     num_models = raw.shape[0] - has_base
-    finite = True
+    update = scratch[2 + num_models]
+    finite[:] = 1
     for first in range(0, count, BLOCK):
         size = min(BLOCK, count - first)
-        read_vectors(raw, codes, has_base, first, size, scratch)
-        sparsify(
-            scratch, num_models, start + first, size, thresholds, densities, keys, rescales, factors
-        )
-        if how == PLAIN_SUM:
-            add_up(scratch, num_models, size, coefficients)
-        else:
-            join(scratch, num_models, size, coefficients, weigh_first, by_sign, tie, how, factor)
-        update, base = scratch[2 + num_models], scratch[0]
-        if has_base:
-            for place in range(size):
-                update[place] += base[place]
-        finite &= narrow(update, size, out_code, first, out)
-    return finite
+        there = NOTHING
+        for result in range(len(numbers)):
+            coefficients, switch = numbers[result, COEFFICIENTS], switches[result]
+            if there != switch[OF_VECTORS]:
+                if switch[OF_VECTORS]:
+                    read_vectors(raw, codes, first, size, scratch)
+                else:
+                    read_weights(raw, codes, has_base, first, size, scratch)
+                there = switch[OF_VECTORS]
+            if sparsify(
+                scratch, start + first, size, numbers[result], keys[result], switch[RESCALING]
+            ):
+                there = NOTHING
+            if switch[HOW] == PLAIN_SUM:
+                add_up(scratch, size, coefficients)
+            else:
+                join(scratch, size, coefficients, switch, signs[result])
+            if switch[OF_VECTORS]:
+                for place in range(size):
+                    update[place] += scratch[0, place]
+            if not narrow(update, size, switch[OUT_CODE], first, out[result]):
+                finite[result] = 0

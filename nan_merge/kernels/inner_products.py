@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from nan_merge.kernels.compiled import compiled, part
-from nan_merge.kernels.convert import BLOCK, widen
+from nan_merge.kernels.convert import BLOCK
 from nan_merge.kernels.lanes import add_products, add_values
-from nan_merge.kernels.vectors import read_vectors
+from nan_merge.kernels.vectors import read_vectors, read_weights
 
 
 @part
@@ -39,10 +39,8 @@ def add_inner_products(
     for first in range(0, count, BLOCK):
         size = min(BLOCK, count - first)
         if of_weights:
-            for model in range(num_models):
-                row = has_base + model
-                widen(raw[row], codes[row], first, size, scratch[1 + model])
+            read_weights(raw, codes, has_base, first, size, scratch)
             add_gram(scratch, num_models, size, all_pairs, lanes[0])
         if of_vectors:
-            read_vectors(raw, codes, has_base, first, size, scratch)
+            read_vectors(raw, codes, first, size, scratch)
             add_gram(scratch, num_models, size, all_pairs, lanes[1])

@@ -30,7 +30,7 @@ def add_magnitudes(
     draws = scratch[1 + num_models]
     for first in range(0, count, BLOCK):
         size = min(BLOCK, count - first)
-        read_vectors(raw, codes, 1, first, size, scratch)
+        read_vectors(raw, codes, first, size, scratch)
         for model in range(num_models):
             vector = scratch[1 + model]
             for place in range(size):

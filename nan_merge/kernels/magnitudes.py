@@ -22,7 +22,7 @@ def count_coarse(raw: Any, codes: Any, count: Any, scratch: Any, counts: Any) ->
     num_models = raw.shape[0] - 1
     for first in range(0, count, BLOCK):
         size = min(BLOCK, count - first)
-        read_vectors(raw, codes, 1, first, size, scratch)
+        read_vectors(raw, codes, first, size, scratch)
         for model in range(num_models):
             words = scratch[1 + model].view(np.uint32)
             for place in range(size):
@@ -36,7 +36,7 @@ def count_fine(raw: Any, codes: Any, count: Any, bins: Any, scratch: Any, counts
     num_models = raw.shape[0] - 1
     for first in range(0, count, BLOCK):
         size = min(BLOCK, count - first)
-        read_vectors(raw, codes, 1, first, size, scratch)
+        read_vectors(raw, codes, first, size, scratch)
         for model in range(num_models):
             words = scratch[1 + model].view(np.uint32)
             for chosen in range(bins.shape[1]):

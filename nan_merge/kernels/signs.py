@@ -28,7 +28,7 @@ def count_elected(
     balance = 0
     for first in range(0, count, BLOCK):
         size = min(BLOCK, count - first)
-        read_vectors(raw, codes, 1, first, size, scratch)
+        read_vectors(raw, codes, first, size, scratch)
         for model in range(num_models):
             if thresholds[model] > 0:
                 trim(scratch[1 + model], size, thresholds[model])

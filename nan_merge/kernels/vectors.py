@@ -19,18 +19,23 @@ SCRATCH_ROWS = 4  # beside one for the base and one per model: votes or draws, u
 
 
 @part
-def read_vectors(raw: Any, codes: Any, has_base: Any, first: Any, count: Any, scratch: Any) -> None:
-    """The base in row 0 and task vectors in the rows after it; without a base, the weights."""
-    num_models = raw.shape[0] - has_base
-    if has_base:
-        widen(raw[0], codes[0], first, count, scratch[0])
+def read_weights(raw: Any, codes: Any, has_base: Any, first: Any, count: Any, scratch: Any) -> None:
+    """Models' weights in the rows after row 0."""
+    for model in range(raw.shape[0] - has_base):
+        row = has_base + model
+        widen(raw[row], codes[row], first, count, scratch[1 + model])
+
+
+@part
+def read_vectors(raw: Any, codes: Any, first: Any, count: Any, scratch: Any) -> None:
+    """The base in row 0 and task vectors in the rows after it."""
     base = scratch[0]
-    for model in range(num_models):
+    widen(raw[0], codes[0], first, count, base)
+    for model in range(raw.shape[0] - 1):
         vector = scratch[1 + model]
-        widen(raw[has_base + model], codes[has_base + model], first, count, vector)
-        if has_base:
-            for place in range(count):
-                vector[place] -= base[place]
+        widen(raw[1 + model], codes[1 + model], first, count, vector)
+        for place in range(count):
+            vector[place] -= base[place]
 
 
 @part

@@ -2,12 +2,14 @@
 
 import errno
 import os
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.flight import Watch
+from cluster.flight import POLL_SECONDS, Watch
 from cluster.storage_errors import StorageError, as_storage_error
 from cluster.task_options import TaskFolders, TaskOptions
 from cluster.task_report import TaskReport
@@ -48,6 +50,13 @@ def report_and_print(num_bytes: int, text: str) -> str:
     report_progress(num_bytes)
     os.write(1, text.encode())
     return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def lose_reports(folder: str) -> str:
+    """The storage of the reports is away while the task goes on."""
+    shutil.rmtree(folder)
+    time.sleep(2 * POLL_SECONDS + 1)
+    return "done"
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET])
@@ -106,6 +115,14 @@ class TestOnRay:
         message = "one needs 3 CPU, 1 near_disk, and the nodes have 2 CPU, 0 near_disk"
         with pytest.raises(NanMergeError, match=message):
             run_tasks([Task("merge", print, (), 1)], None, options)
+
+    def test_reports_that_cannot_be_read_cost_no_result(self, tmp_path: Path):
+        progress = tmp_path / "progress"
+        progress.mkdir()
+        watch = Watch(TaskFolders(progress))
+        assert run_tasks([Task("a", lose_reports, (str(progress),), 1)], None, None, watch) == [
+            "done"
+        ]
 
     def test_tasks_tell_where_they_run_what_they_did_and_what_they_print(self, tmp_path: Path):
         folders = TaskFolders(tmp_path / "progress", tmp_path / "logs")

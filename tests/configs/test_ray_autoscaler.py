@@ -61,3 +61,11 @@ def test_addresses_on_premise_are_those_kept_for_documentation():
     addresses = [provider["head_ip"], *provider["worker_ips"]]
     assert all(address.startswith("192.0.2.") for address in addresses)
     assert load("ray-on-premise.yaml")["max_workers"] == len(provider["worker_ips"])
+
+
+def test_the_head_on_aws_installs_where_its_user_may_write_and_looks_there():
+    config = load("ray-aws.yaml")
+    (install,) = config["head_setup_commands"]
+    assert install.startswith('pip install --target "$HOME/aws" ')
+    (start,) = [line for line in config["head_start_ray_commands"] if "ray start" in line]
+    assert start.startswith('PYTHONPATH="$HOME/aws" ray start --head ')

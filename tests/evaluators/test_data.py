@@ -17,7 +17,7 @@ from evaluators.benchmarks.bbh_tasks import NUM_SAMPLES, TASKS
 from evaluators.benchmarks.ceval_subjects import SUBJECTS as CEVAL_SUBJECTS
 from evaluators.benchmarks.mmlu_subjects import NUM_TEST_SAMPLES
 from evaluators.data_check import canonical_digest, check_data
-from evaluators.data_fetch import fetch_data
+from evaluators.data_fetch import fetch_benchmark
 from nan_merge.errors import ConfigError, DataError, OutputError
 from tests.benchmark_folders import write_bbh, write_ceval, write_csv, write_gsm8k, write_mmlu
 from tests.fake_hub import FakeHub, serve
@@ -59,7 +59,7 @@ def test_questions_that_are_there_twice_are_noted(tmp_path: Path):
     write_csv(tmp_path / "test" / "virology_test.csv", [["Q?", *"1234", "A"]] * 3)
     rows = check_data("mmlu", tmp_path).rows
     assert {row.subset: row.notes for row in rows if row.notes} == {
-        "virology": ("2 questions are there twice",)
+        "virology": ("2 repeat others",)
     }
 
 
@@ -86,8 +86,10 @@ def test_files_of_bbh_that_are_not_the_authors_are_told_of(tmp_path: Path):
 def test_an_unknown_benchmark_lists_those_there_are():
     with pytest.raises(ConfigError, match="mmlu, ceval, ceval-test, bbh, gsm8k"):
         check_data("mmmlu", Path())
-    with pytest.raises(ConfigError, match="mmlu, ceval, ceval-test, bbh, gsm8k"):
-        fetch_data("mmmlu", Path())
+    with pytest.raises(
+        ConfigError, match="'mmmlu' cannot be fetched, have mmlu, ceval, bbh, gsm8k"
+    ):
+        fetch_benchmark("mmmlu", Path())
 
 
 @pytest.mark.parametrize("benchmark", ["mmlu", "bbh", "gsm8k"])
@@ -138,8 +140,8 @@ def test_mmlu_from_the_hub(hub: FakeHub, tmp_path: Path):
             write_parquet(
                 hub.root / "cais/mmlu" / subject / f"{split}-00000-of-00001.parquet", rows
             )
-    fetch_data("mmlu", tmp_path / "data")
-    samples = PROFILES["mmlu", "oc-ppl"].samples(tmp_path / "data")
+    folder = fetch_benchmark("mmlu", tmp_path)
+    samples = PROFILES["mmlu", "oc-ppl"].samples(folder)
     assert len(samples) == 14_042
     assert samples[2].question == '\nabstract_algebra "2",\n?\nA. w\nB. x\nC. y\nD. z\nAnswer:'
     assert samples[2].gold == "C"
@@ -160,28 +162,43 @@ def test_ceval_from_the_hub(hub: FakeHub, tmp_path: Path):
                 for n in range(count)
             ]
             write_parquet(hub.root / "ceval/ceval-exam" / subject / f"{split}-0.parquet", rows)
-    fetch_data("ceval", tmp_path / "data")
-    assert len(PROFILES["ceval", "oc-gen"].samples(tmp_path / "data")) == 1_346
-    with pytest.raises(DataError, match="What was fetched is not ceval-test as published"):
-        fetch_data("ceval-test", tmp_path / "test")
-    assert not (tmp_path / "test").exists()
+    folder = fetch_benchmark("ceval", tmp_path)
+    assert len(PROFILES["ceval", "oc-gen"].samples(folder)) == 1_346
+    assert check_data("ceval", folder).all_problems() == []
+
+
+def test_data_of_another_form_or_size_is_refused_and_leaves_nothing(hub: FakeHub, tmp_path: Path):
+    path = hub.root / "openai/gsm8k/main"
+    for split in ("train", "test"):
+        write_parquet(path / f"{split}-0.parquet", [{"question": "?", "answer": "#### 1"}])
+    with pytest.raises(DataError) as caught:
+        fetch_benchmark("gsm8k", tmp_path)
+    assert str(caught.value) == (
+        f"What was fetched is not gsm8k as published: {tmp_path}/gsm8k/test.jsonl: "
+        "has 1 questions, 1319 are published"
+    )
+    write_parquet(path / "train-0.parquet", [{"problem": "?"}])
+    (tmp_path / "home").rename(tmp_path / "earlier")
+    with pytest.raises(DataError, match=r"has another form than this version knows \(KeyError"):
+        fetch_benchmark("gsm8k", tmp_path)
+    assert not (tmp_path / "gsm8k").exists()
 
 
 def test_gsm8k_from_the_hub(hub: FakeHub, tmp_path: Path):
     for split, count in (("train", 3), ("test", 1319)):
         rows = [{"question": f"{n}?", "answer": f"so\n#### {n:,}"} for n in range(count)]
         write_parquet(hub.root / "openai/gsm8k/main" / f"{split}-0.parquet", rows)
-    fetch_data("gsm8k", tmp_path / "data")
-    samples = PROFILES["gsm8k", "oc"].samples(tmp_path / "data")
+    folder = fetch_benchmark("gsm8k", tmp_path)
+    samples = PROFILES["gsm8k", "oc"].samples(folder)
     assert samples[1000].gold == "1,000"
     with pytest.raises(OutputError, match="exists already"):
-        fetch_data("gsm8k", tmp_path / "data")
+        fetch_benchmark("gsm8k", tmp_path)
 
 
 def test_a_hub_without_the_data(hub: FakeHub, tmp_path: Path):
     with pytest.raises(DataError, match="openai/gsm8k cannot be fetched from the hub"):
-        fetch_data("gsm8k", tmp_path / "data")
-    assert not (tmp_path / "data").exists()
+        fetch_benchmark("gsm8k", tmp_path)
+    assert not (tmp_path / "gsm8k").exists()
 
 
 @pytest.fixture
@@ -216,15 +233,15 @@ def test_bbh_from_its_authors(
             hashlib.sha256(each.encode()).hexdigest() for each in (data, prompt)
         )
     with pytest.raises(DataError, match="its SHA-256 is not that of the authors' file"):
-        fetch_data("bbh", tmp_path / "data", address=address)
-    assert not (tmp_path / "data").exists()
+        fetch_benchmark("bbh", tmp_path, address=address)
+    assert not (tmp_path / "bbh").exists()
     monkeypatch.setattr(data_check, "bbh_checksums", lambda: checksums)
     monkeypatch.setattr("evaluators.data_fetch.bbh_checksums", lambda: checksums)
-    fetch_data("bbh", tmp_path / "data", address=address)
-    assert len(PROFILES["bbh", "oc-gen"].samples(tmp_path / "data")) == 6_511
+    fetch_benchmark("bbh", tmp_path, address=address)
+    assert len(PROFILES["bbh", "oc-gen"].samples(tmp_path / "bbh")) == 6_511
     (folder / "bbh" / "snarks.json").unlink()
     with pytest.raises(DataError, match=r"snarks\.json cannot be fetched: HTTP Error 404"):
-        fetch_data("bbh", tmp_path / "again", address=address)
+        fetch_benchmark("bbh", tmp_path / "again", address=address)
 
 
 def test_gsm8k_made_up_is_not_the_public_one(tmp_path: Path):

@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from evaluators.backends.clip import Clip, build_clip
-from evaluators.backends.clip_checkpoints import save_clip
+from evaluators.backends.clip_checkpoints import load_clip, save_clip
 from evaluators.torchvision_repair import repair
 from nan_merge.checkpoint import open_checkpoint
 from nan_merge.merge import merge_checkpoint
 from nan_merge.recipe import MergeRecipe
+from nan_merge.verify import verify_checkpoint
 
 repair()
 open_clip = pytest.importorskip("open_clip")
@@ -43,9 +44,13 @@ def test_both_layouts_are_merged_and_open_clip_loads_the_result(tmp_path: Path):
             "models": [str(tmp_path / "one"), str(tmp_path / "two")],
             "method": "task_arithmetic",
             "coefficients": [0.5, 0.25],
+            "shard_bytes": 1_000,  # open_clip knows no shards, so there are none
         }
     )
     merge_checkpoint(recipe, tmp_path / "merged")
+    weights = [path.name for path in (tmp_path / "merged").glob("*.safetensors*")]
+    assert weights == ["open_clip_model.safetensors"]
+    assert verify_checkpoint(tmp_path / "merged").num_files == 1
     model = open_clip.create_model(f"local-dir:{tmp_path / 'merged'}")
     base, one, two = states
     for name, tensor in model.state_dict().items():
@@ -55,6 +60,24 @@ def test_both_layouts_are_merged_and_open_clip_loads_the_result(tmp_path: Path):
         torch.testing.assert_close(tensor.double(), expected, rtol=1e-6, atol=1e-6)
     config = json.loads((tmp_path / "merged/open_clip_config.json").read_text())
     assert config["model_name"] == "nan-merge-mini"
+    ours = load_clip(tmp_path / "merged").model.state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in model.state_dict().items())
+    assert merge_checkpoint(recipe, tmp_path / "merged").reused
+
+
+def test_a_pickled_base_gives_the_same_layout(tmp_path: Path):
+    for seed, name in enumerate(("base", "one")):
+        save(build_clip("nan-merge-mini", seed=seed), tmp_path / name, pickled=True)
+    recipe = {
+        "base": str(tmp_path / "base"),
+        "models": [str(tmp_path / "one")],
+        "method": "task_arithmetic",
+    }
+    merge_checkpoint(MergeRecipe.model_validate(recipe), tmp_path / "merged")
+    found = load_clip(tmp_path / "merged").model.state_dict()
+    expected = load_file(tmp_path / "merged/open_clip_model.safetensors")
+    assert found.keys() == expected.keys()
+    assert open_clip.create_model(f"local-dir:{tmp_path / 'merged'}")
 
 
 @pytest.mark.parametrize("pickled", [False, True])

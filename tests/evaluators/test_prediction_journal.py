@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from evaluators.answers import Answer
 from evaluators.prediction_journal import PredictionJournal
 from evaluators.predictions import Prediction, read_key, read_predictions, write_predictions
-from nan_merge.errors import OutputError
+from nan_merge.errors import DataError, OutputError
 
 IDS = [f"s{number}" for number in range(6)]
 SHARDS = [[0, 1], [2, 3], [4, 5]]
@@ -18,8 +19,8 @@ def answers(shard: int) -> list[Prediction]:
     return [prediction(number) for number in SHARDS[shard]]
 
 
-def open_journal(folder: Path, key: str = "key") -> PredictionJournal:
-    return PredictionJournal(folder / "toy.jsonl", key, IDS)
+def open_journal(folder: Path, key: str = "key") -> PredictionJournal[Prediction]:
+    return PredictionJournal(folder / "toy.jsonl", key, IDS, Prediction)
 
 
 def journal_file(folder: Path) -> Path:
@@ -32,7 +33,7 @@ def test_shards_in_any_order_become_the_record_of_an_undisturbed_run(tmp_path):
     for shard in (2, 0, 1):
         assert not journal.is_complete
         journal.append(answers(shard))
-    assert journal.finish() == read_predictions(tmp_path / "toy.jsonl")
+    assert journal.finish() == read_predictions(tmp_path / "toy.jsonl", Prediction)
     assert (tmp_path / "toy.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert not journal_file(tmp_path).exists()
 
@@ -63,6 +64,23 @@ def test_a_line_cut_off_by_a_kill_is_dropped_wherever_it_ends(tmp_path):
         assert open_journal(tmp_path).finish() == [prediction(number) for number in range(6)]
 
 
+def test_answers_of_language_models_are_kept_like_predictions(tmp_path):
+    answers = [
+        Answer("a/0", "0" * 16, "", "choice", (-0.5, None, -2.25, -3.0), 7),
+        Answer("a/1", "1" * 16, "It is\u2028 甲.\n", "length", (), 9, 256, 2),
+    ]
+    path = tmp_path / "mmlu.jsonl"
+    ids = [answer.sample_id for answer in answers]
+    PredictionJournal(path, "key", ids, Answer).append(answers[:1])
+    journal = PredictionJournal(path, "key", ids, Answer)
+    assert journal.missing([[0], [1]]) == [1]
+    journal.append(answers[1:])
+    assert journal.finish() == answers == read_predictions(path, Answer)
+    # A record of another kind is no record of this one.
+    with pytest.raises(DataError, match=r"mmlu\.jsonl is damaged"):
+        read_predictions(path, Prediction)
+
+
 def test_a_journal_cut_off_in_its_first_line_is_begun_anew(tmp_path):
     open_journal(tmp_path).append(answers(0))
     journal_file(tmp_path).write_bytes(journal_file(tmp_path).read_bytes()[:5])
@@ -86,6 +104,6 @@ def test_answers_under_another_key_are_not_taken(tmp_path):
 
 def test_a_path_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    journal = PredictionJournal(tmp_path / "file" / "toy.jsonl", "key", IDS)
+    journal = PredictionJournal(tmp_path / "file" / "toy.jsonl", "key", IDS, Prediction)
     with pytest.raises(OutputError, match="Cannot write"):
         journal.append(answers(0))

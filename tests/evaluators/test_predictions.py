@@ -13,13 +13,13 @@ def test_predictions_are_read_back_whatever_their_letters(tmp_path):
     ]
     path = tmp_path / "predictions.jsonl"
     write_predictions(path, "key", predictions)
-    assert read_predictions(path) == predictions
+    assert read_predictions(path, Prediction) == predictions
     assert read_key(path) == "key"
 
 
 def test_no_predictions_are_read_back(tmp_path):
     write_predictions(tmp_path / "none.jsonl", "key", [])
-    assert read_predictions(tmp_path / "none.jsonl") == []
+    assert read_predictions(tmp_path / "none.jsonl", Prediction) == []
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2])
@@ -28,4 +28,4 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path, kept):
     write_predictions(path, "key", [Prediction(str(i), "c", "x", "x", 0.0) for i in range(3)])
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:kept]))
     with pytest.raises(DataError, match="is damaged"):
-        read_predictions(path)
+        read_predictions(path, Prediction)

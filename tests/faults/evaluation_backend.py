@@ -7,6 +7,7 @@ Every load and every answer is logged, so that tests can count what was done twi
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -123,6 +124,8 @@ def _spring_trap(folder: Path, name: str) -> None:
         time.sleep(600)
     if "stop" in action:  # every thread stops, those of Ray, too
         os.kill(os.getpid(), signal.SIGSTOP)
+    if "storage" in action:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "images.npz")
     if "refuse" in action:
         raise EvaluationError(f"{name} cannot be answered. Mend it.")
     if "wait" in action:
@@ -141,7 +144,9 @@ def prepare(folder: Path, traps: dict[str, str]) -> Path:
 
 def evaluate(folder: Path, labels: list[str], num_actors: int, **more: Any) -> dict[str, Score]:
     """As `pipelines.evaluate` does it: ask for what is missing, keep every shard, then score."""
-    journals = {m: PredictionJournal(record_of(folder, m), m, SAMPLE_IDS) for m in labels}
+    journals = {
+        m: PredictionJournal(record_of(folder, m), m, SAMPLE_IDS, Prediction) for m in labels
+    }
     shards = [list(range(n * SHARD_SIZE, (n + 1) * SHARD_SIZE)) for n in range(NUM_SHARDS)]
     jobs = [
         ModelJob(

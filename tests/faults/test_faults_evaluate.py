@@ -10,14 +10,12 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.session import ray_session
 from evaluators.scores import Score
 from nan_merge.errors import EvaluationError
 from tests.faults.evaluation_backend import (
@@ -37,19 +35,6 @@ pytestmark = [
 ]
 ROOT = Path(__file__).parents[2]
 STALL_SECONDS = 6.0
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A head that does no work, and two nodes that take an actor each."""
-    from ray.cluster_utils import Cluster
-
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    for _ in range(2):
-        found.add_node(num_cpus=1)
-    with ray_session(found.address):
-        yield found
-    found.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +113,31 @@ def test_a_model_that_kills_every_actor_is_one_clear_error(cluster, tmp_path):
     with pytest.raises(EvaluationError, match=r"serves a was lost 3 times.*while loading it"):
         evaluate(folder, ["a"], 1)
     assert calls(folder) == ["a-load"] * 3
+    assert nothing_is_left(folder)
+
+
+def test_storage_that_fails_once_is_asked_again(undisturbed, tmp_path):
+    folder = prepare(tmp_path / "run", {"a-load": "storage", "a-2": "storage"})
+    lost: list[str] = []
+
+    def note(name: str, details: dict[str, Any]) -> None:
+        if name == "actor died":
+            lost.append(details["reason"])
+
+    evaluate(folder, ["a"], 1, on_event=note)
+    assert lost == ["storage: Input/output error (images.npz)"] * 2
+    assert same_as(undisturbed, folder, "a")
+    assert answers(folder) - once() <= Counter(["a-2", "a-3"])  # the one in reserve, perhaps
+    assert nothing_is_left(folder)
+
+
+def test_storage_that_fails_always_is_one_clear_error(cluster, tmp_path):
+    folder = prepare(tmp_path / "run", {"a-2": "storage always"})
+    message = r"storage failed the actor that serves a 3 times.*shard 2: Input/output error \(image"
+    with pytest.raises(EvaluationError, match=message):
+        evaluate(folder, ["a"], 1)
+    assert answers(folder)["a-2"] == 3
+    assert num_kept(folder, "a") == 2  # shards 0 and 1
     assert nothing_is_left(folder)
 
 

@@ -10,13 +10,11 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.session import ray_session
 from cluster.task_options import TaskOptions
 from nan_merge.errors import NanMergeError
 from nan_merge.merge import merge_checkpoints
@@ -39,19 +37,6 @@ QUICK = TaskOptions(storage_waits_seconds=(0.1, 0.2, 0.4), stall_seconds=STALL_S
 # Of six files, the last: so some are finished when it goes wrong.
 IN_STATISTICS = Trap("norms", NUM_FILES - 1, "preadv", 1, "kill")
 IN_MERGING = Trap("merge", NUM_FILES - 1, "pwrite", 1, "kill")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A head that does no work, and two nodes that run a task each."""
-    from ray.cluster_utils import Cluster
-
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    for _ in range(2):
-        found.add_node(num_cpus=1)
-    with ray_session(found.address):
-        yield found
-    found.shutdown()
 
 
 @pytest.fixture(scope="module")

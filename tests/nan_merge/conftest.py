@@ -8,6 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nan_merge.checkpoint import Checkpoint, open_checkpoint
+from tests.lora_adapters import WriteAdapter, base_tensors, write_adapter_in
+
 WriteCheckpoint = Callable[..., str]
 
 
@@ -28,6 +31,17 @@ def write_checkpoint(tmp_path: Path) -> WriteCheckpoint:
         return str(folder)
 
     return write
+
+
+@pytest.fixture
+def base(write_checkpoint: WriteCheckpoint) -> Checkpoint:
+    """What the adapters of `write_adapter` stand on."""
+    return open_checkpoint(write_checkpoint("base", base_tensors()))
+
+
+@pytest.fixture
+def write_adapter(tmp_path: Path) -> WriteAdapter:
+    return write_adapter_in(tmp_path)
 
 
 @pytest.fixture

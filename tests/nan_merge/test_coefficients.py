@@ -142,7 +142,7 @@ def test_an_average_divides_by_the_sum_of_weights():
 
 def test_a_zero_norm_is_refused_with_the_models_name():
     zero = norms(((1.0, 1.0), ((0.0, 0.0), (0.0, 4.0))))
-    with pytest.raises(CoefficientError, match=r"model m0 .*zero_norm: exclude"):
+    with pytest.raises(CoefficientError, match=r"Model m0 has a .* 0: .*zero_norm: exclude"):
         compute_coefficients(recipe(source="nan", target="task_vector"), list(zero), zero)
 
 
@@ -152,6 +152,40 @@ def test_an_excluded_zero_norm_gets_nothing_and_does_not_count():
     table = compute_coefficients(spec, list(zero), zero)
     assert table.alpha[WHOLE_MODEL] == (0.0, 1.0)
     assert table.scale == 0.5  # m/2 with one model left
+
+
+@pytest.mark.parametrize("scope", ["layer", "tensor"])
+def test_a_model_without_any_norm_does_not_count_where_no_model_changed_anything_either(scope):
+    # Nobody changed the second tensor: what is shared out there is shared by those who learned.
+    squares = ((0.0, 0.0), (0.0, 4.0)), ((0.0, 0.0), (0.0, 0.0))
+    zero = norms(((1.0, 1.0), squares[0]), ((1.0, 1.0), squares[1]))
+    spec = {"source": "nan", "target": "task_vector", "scope": scope, "zero_norm": "exclude"}
+    table = compute_coefficients(recipe(**spec), list(zero), zero)
+    assert set(table.alpha.values()) == {(0.0, 1.0)}
+    assert table.scale == 0.5  # m/2 with one model left
+
+
+@pytest.mark.parametrize("scope", ["model", "layer", "tensor"])
+@pytest.mark.parametrize("source", ["nan", "rms", "metagpt"])
+def test_models_that_all_learned_nothing_are_refused_in_every_scope(source, scope):
+    nothing = norms(((1.0, 1.0), ((0.0, 0.0), (0.0, 0.0))))
+    for zero_norm in ("error", "exclude"):
+        spec = {"source": source, "target": "task_vector", "scope": scope, "zero_norm": zero_norm}
+        with pytest.raises(CoefficientError, match=r"Every model has a task-vector norm of 0"):
+            compute_coefficients(recipe(**spec), list(nothing), nothing, {"layers.0.w": 6})
+
+
+def test_coefficients_that_float32_cannot_hold_are_refused():
+    with pytest.raises(CoefficientError, match="too large for float32"):
+        compute_coefficients(recipe(**{"source": "uniform", "lambda": 1e39}), ["w"], {})
+
+
+def test_metagpt_says_whose_norms_it_takes():
+    spec = recipe(source="metagpt").coefficients
+    assert spec.target == "task_vector"
+    assert MergeRecipe.model_validate(recipe(source="metagpt").model_dump(by_alias=True))
+    with pytest.raises(ValueError, match="target: task_vector"):
+        recipe(source="metagpt", target="weights")
 
 
 def test_weights_multiply_nan_shares():

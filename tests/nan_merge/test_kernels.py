@@ -12,13 +12,16 @@ from safetensors.torch import load_file, save_file
 
 from nan_merge import shard
 from nan_merge.dtypes import DType, finite
-from nan_merge.kernels.convert import BFLOAT16, FLOAT32, narrow, widen
-from nan_merge.kernels.lanes import LANES, add_products, add_values
-from nan_merge.kernels.philox import draw
+from nan_merge.kernels import convert, lanes
+from nan_merge.kernels.build import parts_compiled
+from nan_merge.kernels.convert import BFLOAT16, FLOAT32
+from nan_merge.kernels.lanes import LANES
 from nan_merge.merge import merge_checkpoint
 from nan_merge.methods import METHODS
-from nan_merge.random import stream_key, uniform
 from nan_merge.recipe import MergeRecipe
+
+narrow, widen = parts_compiled(convert.narrow, convert.widen)
+add_products, add_values = parts_compiled(lanes.add_products, lanes.add_values)
 
 COMPILED: list[dict[str, Any]] = [
     {"name": "average"},
@@ -101,15 +104,6 @@ def test_widening_is_exact(words: list[int]):
     again = np.empty_like(out)
     widen(out.view(np.uint8), FLOAT32, 0, len(words), again)
     assert np.array_equal(out.view(np.int32), again.view(np.int32))
-
-
-@given(st.integers(0, 2**40), st.integers(1, 100))
-def test_draws_are_numpys(eighths: int, count: int):
-    key = stream_key(3, "math", "layers.0.weight")
-    out = np.empty(count + 8, np.float32)
-    draw(np.uint64(key[0]), np.uint64(key[1]), 8 * eighths, count, out[: -(-count // 8) * 8])
-    expected = uniform(3, "math", "layers.0.weight", 8 * eighths, count).numpy()
-    assert np.array_equal(out[:count], expected)
 
 
 @pytest.mark.parametrize("count", [1, LANES - 1, LANES, LANES + 1, 3 * LANES + 5])

@@ -1,7 +1,6 @@
 """What a LoRA adapter on its base is: W + s·B·A."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,22 +19,10 @@ from nan_merge.safetensors_file import BlockReader
 from tests.lora_adapters import (
     WriteAdapter,
     assert_is_base_plus,
-    base_tensors,
     draw,
     linear,
     read,
-    write_adapter_in,
 )
-
-
-@pytest.fixture
-def base(write_checkpoint: Callable[..., str]) -> Checkpoint:
-    return open_checkpoint(write_checkpoint("base", base_tensors()))
-
-
-@pytest.fixture
-def write_adapter(tmp_path: Path) -> WriteAdapter:
-    return write_adapter_in(tmp_path)
 
 
 def test_a_linear_module_is_w_plus_s_b_a(base: Checkpoint, write_adapter: WriteAdapter):

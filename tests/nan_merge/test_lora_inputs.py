@@ -1,13 +1,12 @@
 """Which LoRA adapters can be merged, and which base they stand on."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import Tensor
 
-from nan_merge.checkpoint import Checkpoint, open_checkpoint
+from nan_merge.checkpoint import Checkpoint
 from nan_merge.errors import CheckpointError
 from nan_merge.lora import LoraTensor, open_adapter
 from nan_merge.model_reference import open_model, split_reference
@@ -15,22 +14,10 @@ from nan_merge.plan import plan_merge
 from nan_merge.recipe import MergeRecipe
 from tests.lora_adapters import (
     WriteAdapter,
-    base_tensors,
     draw,
     linear,
     read,
-    write_adapter_in,
 )
-
-
-@pytest.fixture
-def base(write_checkpoint: Callable[..., str]) -> Checkpoint:
-    return open_checkpoint(write_checkpoint("base", base_tensors()))
-
-
-@pytest.fixture
-def write_adapter(tmp_path: Path) -> WriteAdapter:
-    return write_adapter_in(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +31,8 @@ def write_adapter(tmp_path: Path) -> WriteAdapter:
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4.*changed the base"),
         ({"r": "many"}, "`r`, `lora_alpha` or a pattern"),
         ({"r": 3}, "do not fit rank 3"),
+        ({"r": 0}, "rank 0 for h.0.linear, expected at least 1"),
+        ({"rank_pattern": {"linear": -1}, "use_rslora": True}, "rank -1 for h.0.linear"),
         ({"alpha_pattern": {"(": 1}}, "no regular expression"),
     ],
 )

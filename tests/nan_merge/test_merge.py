@@ -1,5 +1,6 @@
 import errno
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from nan_merge.fingerprint import fingerprint, hash_checkpoint, remembered_finge
 from nan_merge.merge import merge_checkpoint, merge_checkpoints
 from nan_merge.publish import publish_folder, staging_path
 from nan_merge.recipe import MergeRecipe
-from nan_merge.tasks import run_serially
+from nan_merge.tasks import Task, run_serially
 
 MODELS = ("math", "code", "chat")
 RECIPES: dict[str, dict[str, Any]] = {
@@ -223,6 +224,54 @@ def test_an_interrupted_merge_continues_with_the_shards_that_are_left(
     merge_checkpoint(spec, tmp_path / "out")
     assert written == ["layers.10.weight"]
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_two_attempts_at_one_file_do_not_disturb_each_other(
+    family: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    spec = recipe(family, **RECIPES["ties"])
+    merge_checkpoint(spec, tmp_path / "undisturbed")
+    task: list[Task] = []
+    attempts: list[list[Any]] = []
+    sync = nan_merge.shard.os.fsync
+
+    def sync_after_another_attempt(descriptor: int) -> None:
+        monkeypatch.setattr(nan_merge.shard.os, "fsync", sync)
+        # This one has written everything and was given up for dead; the other one ends first.
+        attempts.append(task[0].function(*task[0].arguments))
+        sync(descriptor)
+
+    def run_tasks(tasks: Sequence[Task]) -> list[Any]:
+        if tasks[0].label == "merge":
+            task[:] = tasks
+            monkeypatch.setattr(nan_merge.shard.os, "fsync", sync_after_another_attempt)
+        return run_serially(tasks)
+
+    merge_checkpoint(spec, tmp_path / "out", run_tasks)
+    assert len(attempts) == 1
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+def test_what_attempts_that_died_have_written_is_removed(family: dict[str, str], tmp_path: Path):
+    spec = recipe(family, **RECIPES["ties"])
+    output = tmp_path / "out"
+
+    def leave_something(tasks: Sequence[Task]) -> list[Any]:
+        if tasks[0].label == "merge":
+            assert not list(staging_path(output).glob(".model*"))
+            (staging_path(output) / ".model.safetensors.1.partial").touch()
+            if not attempts:
+                attempts.append(1)
+                (staging_path(output) / ".merge_manifest.json.1.partial").touch()
+                raise KeyboardInterrupt
+        return run_serially(tasks)
+
+    attempts: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        merge_checkpoint(spec, output, leave_something)
+    assert list(staging_path(output).glob(".model*"))
+    merge_checkpoint(spec, output, leave_something)
+    assert not list(output.glob(".*"))
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing_in_place(

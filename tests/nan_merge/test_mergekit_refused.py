@@ -53,6 +53,37 @@ MODEL = "models: [{model: a, parameters: {weight: 1}}]\n"
             ARITHMETIC + "models: [{model: a, parameters: {weight: 1, lambda: 2}}]\n",
             "3:45: models.0.parameters.lambda: is not read under a model; move it to `parameters`",
         ),
+        *(
+            (
+                f"merge_method: {method}\nbase_model: b\n"
+                + MODEL
+                + f"parameters: {{{key}: {value}}}\n",
+                f"4:14: parameters.{key}: gradients and filters are not taken for {key}; "
+                f"give {right}",
+            )
+            for method, key, right in (
+                ("ties", "normalize", "true or false"),
+                ("ties", "lambda", "one number"),
+                ("sce", "select_topk", "one number"),
+            )
+            for value in (
+                "[1, 0]",
+                "[{filter: mlp, value: 1}, {value: 0}]",
+                "{filter: mlp, value: 1}",
+            )
+        ),
+        *(
+            (
+                f"merge_method: {method}\nbase_model: b\n"
+                f"models: [{{model: a, parameters: {{weight: 1, {key}: [1, 0]}}}}]\n",
+                f"3:45: models.0.parameters.{key}: is not read under a model; move it to ",
+            )
+            for method, key in (("ties", "normalize"), ("ties", "lambda"), ("sce", "select_topk"))
+        ),
+        (
+            ARITHMETIC + MODEL + "---\n" + MODEL,
+            "4:1: another document begins (`---`), expected one; give each merge a file of its own",
+        ),
         (
             ARITHMETIC + MODEL + "parameters: {lambda: [1, 0.1]}\n",
             "4:14: parameters.lambda: gradients and filters are not taken for lambda; give one",

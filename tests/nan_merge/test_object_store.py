@@ -1,6 +1,5 @@
 """Checkpoints by URL, on fsspec's own file systems and on one that fails."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -15,41 +14,13 @@ from nan_merge import object_store
 from nan_merge.checkpoint import open_checkpoint
 from nan_merge.errors import CheckpointError, MissingExtraError, OutputError
 from nan_merge.merge import merge_checkpoint
-from nan_merge.object_store import headers_only, is_url, open_url, publish_to, read_range, stage
+from nan_merge.object_store import headers_only, is_url, open_url, read_range, stage
 from nan_merge.plan import plan_merge
 from nan_merge.recipe import MergeRecipe
 from nan_merge.safetensors_file import read_header
+from tests.flaky_store import FlakyStore
 
 WEIGHTS = save({"w": torch.arange(100_000, dtype=torch.float32)})
-
-
-class FlakyStore(MemoryFileSystem):
-    """Memory that fails ``failures`` times, after ``good`` reads that went well."""
-
-    protocol = ("flaky",)
-    cachable = False
-    reads = good = failures = 0
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return MemoryFileSystem._strip_protocol(str(path).replace("flaky://", "memory://"))
-
-    def cat_file(self, path, start=None, end=None, **options):
-        kind = type(self)
-        if kind.good == 0 and kind.failures:
-            kind.failures -= 1
-            raise OSError("connection reset by peer")
-        kind.good = max(0, kind.good - 1)
-        kind.reads += 1
-        return super().cat_file(path, start, end, **options)
-
-    def put_file(self, lpath, rpath, *arguments, **options):
-        if type(self).failures and str(rpath).endswith(".safetensors"):
-            raise OSError("the bucket is read-only")
-        return super().put_file(lpath, rpath, *arguments, **options)
-
-
-fsspec.register_implementation("flaky", FlakyStore, clobber=True)
 
 
 @pytest.fixture
@@ -68,7 +39,7 @@ def bucket() -> Iterator[str]:
     memory.pipe(f"/{name}/model.safetensors", WEIGHTS)
     memory.pipe(f"/{name}/config.json", b"{}")
     memory.pipe(f"/{name}/training.log", b"not wanted")
-    FlakyStore.reads = FlakyStore.good = FlakyStore.failures = 0
+    FlakyStore.reset()
     yield name
     memory.rm(f"/{name.partition('/')[0]}", recursive=True)
 
@@ -226,46 +197,6 @@ def test_a_full_disk_is_told(cache: Path, bucket: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(object_store, "sync_path", refuse)
     with pytest.raises(OutputError, match="No space left on the disk"):
         stage(f"memory://{bucket}")
-
-
-def result(folder: Path) -> Path:
-    (folder / "out" / "sub").mkdir(parents=True)
-    (folder / "out" / ".journal").mkdir()
-    for name in ("model.safetensors", "a.json", "merge_manifest.json", "sub/x", ".journal/x"):
-        (folder / "out" / name).write_bytes(os.urandom(100))
-    return folder / "out"
-
-
-def test_a_result_is_published_with_its_manifest_last(tmp_path: Path, bucket: str, monkeypatch):
-    sent: list[str] = []
-    original = MemoryFileSystem.put_file
-
-    def put(self, local, remote, *arguments, **options):
-        sent.append(remote.partition(f"{bucket}/out/")[2])
-        return original(self, local, remote, *arguments, **options)
-
-    monkeypatch.setattr(MemoryFileSystem, "put_file", put)
-    folder = result(tmp_path)
-    publish_to(folder, f"memory://{bucket}/out")
-    assert sorted(sent) == ["a.json", "merge_manifest.json", "model.safetensors", "sub/x"]
-    assert sent[-1] == "merge_manifest.json"
-    memory = fsspec.filesystem("memory")
-    assert memory.cat(f"/{bucket}/out/sub/x") == (folder / "sub" / "x").read_bytes()
-    with pytest.raises(OutputError, match="holds a finished result already"):
-        publish_to(folder, f"memory://{bucket}/out")
-
-
-def test_a_store_that_refuses_to_be_written_gets_no_manifest(tmp_path: Path, bucket: str):
-    FlakyStore.failures = 1
-    with pytest.raises(OutputError, match=r"Cannot write to flaky.*read-only\. Nothing was publ"):
-        publish_to(result(tmp_path), f"flaky://{bucket}/out")
-    assert not fsspec.filesystem("memory").exists(f"/{bucket}/out/merge_manifest.json")
-
-
-def test_a_folder_that_is_not_finished_is_not_published(tmp_path: Path):
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(OutputError, match=r"no merge_manifest\.json"):
-        publish_to(tmp_path, "memory://anywhere")
 
 
 def test_a_recipe_may_name_its_models_by_url(cache: Path, bucket: str, tmp_path: Path):

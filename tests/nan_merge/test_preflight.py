@@ -20,6 +20,7 @@ from nan_merge.merge import merge_checkpoint
 from nan_merge.plan import plan_merge
 from nan_merge.preflight import preflight, tensor_groups
 from nan_merge.recipe import MergeRecipe
+from nan_merge.shares import SHARES
 
 BASE = {"model.embed_tokens.weight": (4, 2), "layers.0.w": (3, 2), "layers.1.w": (3, 2)}
 TASK_VECTOR = {"source": "nan", "target": "task_vector"}
@@ -146,7 +147,7 @@ def test_a_base_that_is_also_a_model_is_refused_from_headers(write):
     wrong = recipe(base, write("one"), os.path.relpath(base), coefficients=TASK_VECTOR)
     error = refusal(wrong)
     assert type(error) is CoefficientError
-    assert str(error).startswith("The task vector of model base have norm 0")
+    assert str(error).startswith("Model base has a task-vector norm of 0: nan would divide")
     spared = wrong.coefficients.model_copy(update={"zero_norm": "exclude"})
     assert preflight(wrong.model_copy(update={"coefficients": spared}))
 
@@ -234,3 +235,64 @@ def test_rows_that_are_matched_by_token_are_named(write):
         "model.embed_tokens.weight": "merged; rows matched by token",
         "layers.*.w": "merged",
     }
+
+
+@pytest.mark.parametrize("source", sorted(SHARES))
+def test_every_source_of_coefficients_passes_preflight(write, source):
+    assert preflight(recipe(write("base"), write("one"), write("three"), coefficients=source))
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "null", "\xff"])
+def test_a_damaged_config_is_found_before_the_merge(write, content):
+    base = write("base")
+    (Path(base) / "config.json").write_bytes(content.encode("latin-1"))
+    error = refusal(recipe(base, write("one"), dtype="bfloat16"))
+    assert type(error) is CheckpointError
+    assert str(error).startswith(f"{base}/config.json is damaged: it")
+
+
+def test_a_config_whose_vocabulary_is_no_number_is_no_hindrance(write):
+    base = write("base", words=4)
+    (Path(base) / "config.json").write_text('{"vocab_size": [4]}')
+    assert preflight(recipe(base, write("one", words=4)))
+
+
+def test_integers_of_other_types_are_found_in_headers(write_checkpoint):
+    base = write_checkpoint("base", {"w": torch.ones(2), "ids": torch.arange(3)})
+    other = write_checkpoint("other", {"w": torch.ones(2), "ids": torch.arange(3).int()})
+    text = str(refusal(recipe(base, other)))
+    assert f"ids: other holds int32 ({other}/model.safetensors), base int64" in text
+
+
+def test_a_folder_of_a_user_who_is_not_there(write):
+    text = str(refusal(recipe(write("base"), "~no-such-user/model")))
+    assert text.startswith("No checkpoint at ~no-such-user/model: there is no such user.")
+
+
+def test_a_recipe_is_given_back_by_what_the_manifest_holds(write, tmp_path):
+    for place, extra in enumerate(
+        [{"tokenizer": None}, {"coefficients": "metagpt"}, {"method": "ties", "seed": 3}]
+    ):
+        merge = recipe(write(f"base{place}"), write(f"one{place}"), write(f"three{place}"), **extra)
+        output = tmp_path / f"out{place}"
+        merge_checkpoint(merge, output)
+        manifest = json.loads((output / "merge_manifest.json").read_text())
+        assert MergeRecipe.model_validate(manifest["recipe"]) == merge
+        card = (output / "README.md").read_text()
+        assert json.loads(card.split("````json")[1].split("````")[0]) == manifest["recipe"]
+
+
+def test_the_type_is_named_in_every_part_of_a_config(write, tmp_path):
+    base = write("base")
+    config = {"dtype": "float32", "text_config": {"torch_dtype": "float32", "dtype_config": 1}}
+    (Path(base) / "config.json").write_text(json.dumps(config))
+    merge_checkpoint(recipe(base, write("one"), dtype="bfloat16"), tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text()) == {
+        "dtype": "bfloat16",
+        "text_config": {"torch_dtype": "bfloat16", "dtype_config": 1},
+    }
+
+
+def test_an_output_whose_name_no_file_can_have_is_refused_by_the_merge_too(write, tmp_path):
+    with pytest.raises(OutputError, match="name too long"):
+        merge_checkpoint(recipe(write("base"), write("one")), tmp_path / ("x" * 300))

@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -154,3 +155,26 @@ def test_sums_of_elements_agree_with_float64(family: dict[str, str]):
         assert whole.weight_sums[place] == pytest.approx(weights.astype(np.float64).sum())
         vector = (weights - base).astype(np.float64)
         assert whole.task_vector_sums[place] == pytest.approx(vector.sum())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_histograms_of_many_tensors_are_not_kept(write_checkpoint, workers: int):
+    # A large tensor first, so that one thread is long at it while the other counts the small ones.
+    shapes = {"a": (1 << 22,), **{f"b{place}": (8,) for place in range(120)}}
+    base = write_checkpoint("large", {name: torch.zeros(shape) for name, shape in shapes.items()})
+    tuned = write_checkpoint("tuned", {name: torch.rand(shape) for name, shape in shapes.items()})
+    opened = [open_checkpoint(path) for path in (base, *[tuned] * 4)]
+    tensors = align(opened[0], opened[1:])
+    trims = {name: [("mergekit", (0.25,) * 4)] for name in shapes}
+    tensor_thresholds(tensors[:2], trims, workers)  # kernels are compiled and loaded
+    for count in (
+        lambda: tensor_thresholds(tensors, trims, workers),
+        lambda: count_magnitudes(tensors, None, workers),
+        lambda: count_magnitudes(tensors, [[0x3F00]] * 4, workers),
+    ):
+        tracemalloc.start()
+        try:
+            count()
+            assert tracemalloc.get_traced_memory()[1] < 60 << 20
+        finally:
+            tracemalloc.stop()

@@ -89,7 +89,7 @@ def test_every_problem_is_listed_at_once(merged: Path):
         f"{second} has {size:,} bytes, the manifest says {size + 7:,}",
         f"{merged / 'pytorch_model.bin'} is no part of this merge; whoever loads the folder may "
         "load it too",
-        f"{merged / 'config.json'} is damaged: it is not JSON",
+        f"{merged / 'config.json'} holds other data than was written",
         f"{index} places tensor scale in {first.name}, the manifest in {third.name}",
         f"{third}: tensor layers.10.weight is missing",
         f"{third}: tensor layers.10.weighs is no part of this merge",
@@ -148,3 +148,33 @@ def test_what_is_no_manifest(tmp_path: Path, files: str | None, message: str):
 def test_no_folder_at_all(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"nowhere is no folder. Give one that `nan-merge"):
         verify_checkpoint(tmp_path / "nowhere")
+
+
+def test_config_and_tokenizer_files_have_hashes(family: dict[str, str], tmp_path: Path):
+    for name, content in {"vocab.json": "{}", "tokenizer_config.json": '{"a": 1}'}.items():
+        (Path(family["base"]) / name).write_text(content)
+    recipe = {"base": family["base"], "models": [family["math"]], "method": "task_arithmetic"}
+    folder = tmp_path / "out"
+    merge_checkpoint(MergeRecipe.model_validate(recipe), folder)
+    verify_checkpoint(folder)
+    (folder / "README.md").write_text("A card is for people to change.")
+    verify_checkpoint(folder)
+    (folder / "tokenizer_config.json").write_text('{"a": 2}')
+    (folder / "generation_config.json").write_text("{}")
+    (folder / "vocab.json").unlink()
+    assert problems_of(folder) == [
+        f"{folder}/generation_config.json is no part of this merge; whoever loads the folder may "
+        "load it too",
+        f"{folder}/tokenizer_config.json holds other data than was written",
+        f"{folder}/vocab.json is missing",
+    ]
+
+
+def test_a_manifest_without_hashes_of_configs_is_read_as_before(merged: Path):
+    manifest = json.loads((merged / "merge_manifest.json").read_text())
+    assert list(manifest.pop("beside")) == ["config.json"]
+    (merged / "merge_manifest.json").write_text(json.dumps(manifest))
+    (merged / "config.json").write_text('{"torch_dtype": "float32", "more": 1}')
+    verify_checkpoint(merged)
+    (merged / "config.json").write_text("{")
+    assert problems_of(merged) == [f"{merged}/config.json is damaged: it is not JSON"]

@@ -276,6 +276,9 @@ def test_sentencepiece_models_with_added_tokens(tmp_path: Path):
 
 
 def test_vocab_json_and_vocab_txt(tmp_path: Path):
+    # Only a new line ends a token; U+2028 and U+0085 break lines elsewhere.
+    (tmp_path / "vocab.txt").write_text("\u2028\n[UNK]\n\u0085\nthe\n", encoding="utf-8")
+    assert read_tokens(tmp_path) == {"\u2028": 0, "[UNK]": 1, "\u0085": 2, "the": 3}
     (tmp_path / "vocab.txt").write_text("[UNK]\nthe\n")
     assert read_tokens(tmp_path) == {"[UNK]": 0, "the": 1}
     (tmp_path / "vocab.json").write_text('{"a": 0}')

@@ -127,6 +127,13 @@ def test_scalars_are_those_of_yaml_1_2(load, text, field, value):
             ],
         ),
         (
+            "models: [{modl: a}]\nmethod: average\n",
+            [
+                "r.yaml:1:10: models.0.path: is missing, expected a value",
+                "r.yaml:1:11: models.0.modl: unknown key, expected one of path, name, weight",
+            ],
+        ),
+        (
             GOOD + "coefficients: {lambada: 1}\n",
             [
                 "r.yaml:4:16: coefficients.lambada: unknown key, expected one of source, values, "

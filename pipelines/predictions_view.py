@@ -1,0 +1,138 @@
+"""Show answers of language models like a person would read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from evaluators.language_scores import Outcome
+from evaluators.profiles import ScorerName
+from evaluators.rendering import Prompt, load_tokenizer, prompt_text, wording_of
+from nan_merge.errors import ConfigError, NanMergeError
+from pipelines.language_benchmarks import OpenBenchmark
+from pipelines.language_records import Record, find_records
+from pipelines.language_scores import benchmark_of, first_scorer, outcomes_of
+
+
+def show_predictions(
+    folder: Path,
+    console: Console,
+    *,
+    benchmark: str | None = None,
+    sample: str | None = None,
+    wrong: bool = False,
+    limit: int = 10,
+    scorer: ScorerName | None = None,
+    data: Path | None = None,
+) -> int:
+    """Print prompts, completions and verdicts of the records in a folder.
+
+    Args:
+        folder: Of an evaluation or a run, or one below it.
+        console: Where to print.
+        benchmark: Only of this benchmark.
+        sample: Only this sample's.
+        wrong: Only what was answered wrong.
+        limit: Most samples of each record.
+        scorer: Whose verdicts; the one that tables show if None.
+        data: The data's folder, if it is not where it was.
+
+    Returns:
+        How many samples were shown.
+
+    Raises:
+        DataError: If there are no records, or their data is gone or changed.
+        ConfigError: If no record is of this benchmark, or none has this sample.
+    """
+    records = [
+        each
+        for each in find_records(folder)
+        if benchmark in (None, each.info.benchmark, Path(each.info.benchmark).stem)
+    ]
+    if not records:
+        raise ConfigError(f"{folder} holds no predictions on {benchmark}.")
+    num_shown, is_known = 0, sample is None
+    for record in records:
+        opened = benchmark_of(record, data)
+        asked = frozenset({sample}) if sample is not None else None
+        if sample is not None and sample not in {each.sample_id for each in record.answers()}:
+            continue
+        is_known = True
+        outcomes = outcomes_of(record, opened, scorer or first_scorer(opened), asked)
+        shown = [each for each in outcomes if not (wrong and each.is_correct)][:limit]
+        num_shown += len(shown)
+        _show_record(record, opened, shown, len(outcomes), console)
+    if not is_known:
+        raise ConfigError(f"{folder} holds no answer to a sample {sample}.")
+    return num_shown
+
+
+def _show_record(
+    record: Record,
+    benchmark: OpenBenchmark,
+    shown: Sequence[Outcome],
+    num_outcomes: int,
+    console: Console,
+) -> None:
+    info = record.info
+    title = f"{info.model}: {benchmark.name}, {len(shown)} of {num_outcomes:,} samples"
+    console.rule(Text(title, style="bold"))
+    for outcome in shown:
+        text = Text()
+        verdict = "right" if outcome.is_correct else "wrong"
+        text.append(f"\n{outcome.sample_id}: {verdict}\n", "green" if verdict == "right" else "red")
+        for name, content in _parts(record, benchmark, outcome):
+            text.append(f"{name}:", "bold")
+            text.append(f"\n{content}\n" if "\n" in content else f" {content}\n")
+        console.print(text, soft_wrap=True)
+
+
+def _parts(record: Record, benchmark: OpenBenchmark, outcome: Outcome) -> list[tuple[str, str]]:
+    answer, sample, verdict = outcome.answer, outcome.sample, outcome.verdict
+    parts = [("prompt", _prompt(record, benchmark, outcome))]
+    if answer.finish_reason == "choice":
+        parts.append(("log-probabilities", _choices(outcome)))
+    else:
+        parts.append(("completion", answer.completion or "(empty)"))
+        parts.append(("ended", f"{answer.finish_reason}, after {answer.num_tokens} tokens"))
+    extracted = "(none found: an abstention)" if verdict.extracted is None else verdict.extracted
+    return [*parts, ("extracted", extracted), ("gold", sample.gold)]
+
+
+def _choices(outcome: Outcome) -> str:
+    labels, found = outcome.sample.labels, outcome.answer.log_probabilities
+    return "  ".join(
+        f"{label} {'not a number' if value is None else f'{value:.3f}'}"
+        for label, value in zip(labels, found, strict=False)
+    )
+
+
+def _prompt(record: Record, benchmark: OpenBenchmark, outcome: Outcome) -> str:
+    """The prompt's text, made again as it was made then."""
+    info, answer = record.info, outcome.answer
+    wording = wording_of(benchmark.profile, info.uses_chat_template)
+    num_shots = len(outcome.sample.shots) - answer.num_dropped_shots
+    try:
+        tokenizer = _tokenizer(info.folder) if info.uses_chat_template else None
+        text = prompt_text(tokenizer, outcome.sample, wording, num_shots)
+    except NanMergeError:
+        plain = wording_of(benchmark.profile, False)
+        text = prompt_text(None, outcome.sample, plain, num_shots)
+        return f"{text}\n(without the chat template, which {info.folder} has no more)"
+    if _digest(text) != answer.prompt_digest:
+        return f"{text}\n(made again; the model was shown another text)"
+    return text
+
+
+def _digest(text: str) -> str:
+    return Prompt(text, ()).digest
+
+
+@cache
+def _tokenizer(folder: str) -> Any:
+    return load_tokenizer(Path(folder))

@@ -1,0 +1,153 @@
+"""A run file over language models, end to end: merges, answers, table, report."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from evaluators.torchvision_repair import repair
+from nan_merge.errors import ConfigError
+from nan_merge.yaml_config import load_config
+from pipelines.config import RunConfig
+from pipelines.report import write_report
+from pipelines.results import read_results
+from pipelines.run import run_config
+
+repair()
+pytest.importorskip("transformers", reason="transformers is not installed")
+pytest.importorskip("ray")
+
+
+def load_helper(name: str):
+    path = Path(__file__).parents[1] / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+tiny = load_helper("tiny_language_model")
+
+
+def run_file(folder: Path) -> dict:
+    return {
+        "name": "small",
+        "run_folder": str(folder / "run"),
+        "base": str(folder / "base"),
+        "models": [{"path": str(folder / name), "name": name} for name in ("math", "chat")],
+        "merges": [
+            {"name": "TA", "method": "task_arithmetic"},
+            {
+                "name": "TA + NAN",
+                "method": "task_arithmetic",
+                "coefficients": {"source": "nan", "target": "task_vector"},
+            },
+        ],
+        "evaluate": {
+            "benchmarks": ["mmlu", {"name": "gsm8k", "max_tokens": 4, "limit": 2}],
+            "backend": {"name": "transformers", "dtype": "float32", "device": "cpu"},
+            "data": str(folder / "data"),
+        },
+        "track": {"mlflow": False},
+        "published": {
+            "source": "a table",
+            "scores": {"TA": {"mmlu": 56.3, "gsm8k": 52.7}, "another model": {"mmlu": 1.0}},
+        },
+    }
+
+
+def load(folder: Path, content: dict) -> RunConfig:
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return load_config(path, RunConfig)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_run_over_language_models_gives_a_table_and_a_report(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAN_MERGE_CACHE", str(tmp_path / "hashes"))
+    for seed, name in enumerate(("base", "math", "chat")):
+        tiny.make_model(tmp_path / name, seed=seed)
+    tiny.write_mmlu(tmp_path / "data" / "mmlu", 1)
+    tiny.write_gsm8k(tmp_path / "data" / "gsm8k")
+    config = load(tmp_path, run_file(tmp_path))
+    console = Console(width=120, record=True, file=(tmp_path / "log").open("w"))
+    (results,) = run_config(config, console=console)
+    assert results.models() == ["Pretrained", "math", "chat", "TA", "TA + NAN"]
+    assert results.benchmarks() == ["mmlu", "gsm8k"]
+    assert {row.metric for row in results.rows} == {"accuracy"}
+    row = results.row("TA", "mmlu")
+    assert row is not None and row.num_samples == 57
+    average = results.average("TA")
+    values = [found.value for found in results.rows if found.model == "TA"]
+    assert average is not None and average[0] == pytest.approx(sum(values) / 2)
+    assert set(results.differences) == {"TA + NAN"}
+    table = console.export_text()
+    assert "accuracy in %" in table and "math" in table
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Beside a table" in page and "(56.3)" in page
+    assert "protocol of mmlu/oc-ppl" in page
+    assert read_results(tmp_path / "run") == results
+    # Once more: everything is read, nothing asked, and the results are the same.
+    before = (tmp_path / "run" / "results.json").read_bytes()
+    again = Console(width=120, record=True, file=(tmp_path / "log2").open("w"))
+    run_config(config, console=again)
+    assert "Asking" not in again.export_text()
+    assert (tmp_path / "run" / "results.json").read_bytes() == before
+
+
+def test_published_rows_that_the_run_lacks_stay_visible(tmp_path, tiny_results_of_two):
+    results, published = tiny_results_of_two
+    write_report(results, tmp_path, published)
+    page = (tmp_path / "report.html").read_text()
+    assert "another model" in page
+    assert "— (1.0)" in page
+
+
+@pytest.fixture
+def tiny_results_of_two(tmp_path: Path):
+    from pipelines.results import ResultRow, RunResults
+
+    rows = (ResultRow("TA", "merged", "task_arithmetic", "", "mmlu", "accuracy", 0.5, 0.1, 57),)
+    results = RunResults(name="small", seed=0, rows=rows, merges=())
+    return results, load(tmp_path, run_file(tmp_path)).published
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"benchmarks": ["mmlu", "digits"]}, "no model answers both"),
+        ({"benchmarks": ["mmul"]}, "no benchmark is called 'mmul'.*did you mean 'mmlu'"),
+        ({"benchmarks": [{"name": "mmlu", "limt": 1}]}, "limt.*did you mean 'limit'"),
+        ({"backend": "llama.cpp"}, "backend"),
+    ],
+)
+def test_mistakes_are_found_when_the_file_is_read(tmp_path, change, message):
+    content = run_file(tmp_path)
+    content["evaluate"] |= change
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, content)
+
+
+def test_a_profile_named_twice_is_refused_before_anything_runs(tmp_path):
+    from pipelines.preflight import check_run
+
+    (tmp_path / "data").mkdir()
+    content = run_file(tmp_path)
+    content["evaluate"]["benchmarks"] = ["mmlu", {"name": "mmlu", "profile": "oc-ppl"}]
+    with pytest.raises(ConfigError, match="mmlu/oc-ppl is named twice"):
+        check_run(load(tmp_path, content))
+
+
+def test_the_run_file_is_kept_as_it_was_written(tmp_path):
+    text = load(tmp_path, run_file(tmp_path)).text()
+    assert yaml.safe_load(text)["evaluate"]["benchmarks"][0] == "mmlu"
+    assert json.dumps(yaml.safe_load(text)["evaluate"]["benchmarks"][1]["max_tokens"]) == "4"
