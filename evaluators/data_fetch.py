@@ -1,146 +1,178 @@
-"""Fetch benchmarks' data from the Hugging Face hub and write it in the upstream layouts.
+"""Fetch the data of a benchmark from its public place, and write it in the upstream layout.
 
-Needs the library `datasets`, and a connection to the hub. Licences are the data's own; nothing is
-shipped with this package.
+Parquet files come from the Hugging Face hub (`HF_ENDPOINT` and `hf auth login` count as ever), the
+files of BIG-Bench Hard from its authors' repository at a fixed commit. No code of theirs is run.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
+import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
-from evaluators.benchmarks.bbh_tasks import TASKS
-from evaluators.benchmarks.ceval_subjects import SUBJECTS as CEVAL_SUBJECTS
-from evaluators.benchmarks.mmlu_subjects import SUBJECTS as MMLU_SUBJECTS
+from evaluators.benchmarks import bbh, bbh_tasks, ceval, ceval_subjects, mmlu, mmlu_subjects
+from evaluators.benchmarks.questions import LABELS
+from evaluators.data_check import BBH_COMMIT, bbh_checksums, check_data
 from nan_merge.errors import ConfigError, DataError, MissingExtraError
 from nan_merge.publish import publish_folder
 
-Rows = Iterable[Mapping[str, Any]]
-LoadRows = Callable[[str, str, str], Rows]
-"""Repository, configuration and split -> rows."""
-LoadText = Callable[[str], str]
-"""URL -> text."""
-
-BBH_PROMPTS = "https://raw.githubusercontent.com/suzgunmirac/BIG-Bench-Hard/main/cot-prompts"
-_SECONDS = 60
+BBH_ADDRESS = f"https://raw.githubusercontent.com/suzgunmirac/BIG-Bench-Hard/{BBH_COMMIT}"
+REPOSITORIES = {
+    "mmlu": "cais/mmlu",
+    "ceval": "ceval/ceval-exam",
+    "gsm8k": "openai/gsm8k",
+}
+Rows = Sequence[Mapping[str, Any]]
 
 
 def fetch_benchmark(
-    benchmark: str,
-    folder: Path,
-    load_rows: LoadRows | None = None,
-    load_text: LoadText | None = None,
+    benchmark: str, folder: Path, revision: str | None = None, address: str = BBH_ADDRESS
 ) -> Path:
-    """Fetch one benchmark into ``folder/BENCHMARK``; it appears when it is whole.
+    """Fetch a benchmark's data into ``folder/BENCHMARK``; it appears when it is whole and checked.
 
     Args:
-        benchmark: Its name.
+        benchmark: mmlu, ceval, bbh or gsm8k.
         folder: Where folders of benchmarks lie.
-        load_rows: Instead of the hub.
-        load_text: Instead of the network.
+        revision: Of the hub's repository; its main branch if None. Not for bbh.
+        address: Where the files of bbh lie.
 
     Raises:
         ConfigError: If the benchmark is unknown.
-        DataError: If the hub cannot be reached or the data has another form than it had.
-        OutputError: If the folder is there already, or cannot be written.
-        MissingExtraError: If `datasets` is not installed.
+        DataError: If the place cannot be reached, its data has another form than it had, or it
+            fails `check_data`.
+        MissingExtraError: If parquet cannot be read here.
+        OutputError: If the folder is taken or cannot be written.
     """
-    if benchmark not in _WRITERS:
-        raise ConfigError(f"{benchmark!r} cannot be fetched, have {', '.join(_WRITERS)}.")
-    rows, text = load_rows or _load_from_hub, load_text or _load_from_web
+    writers: dict[str, Callable[[Path], None]] = {
+        "mmlu": lambda staging: _write_mmlu(staging, revision),
+        "ceval": lambda staging: _write_ceval(staging, revision),
+        "bbh": lambda staging: _write_bbh(staging, address),
+        "gsm8k": lambda staging: _write_gsm8k(staging, revision),
+    }
+    if benchmark not in writers:
+        raise ConfigError(f"{benchmark!r} cannot be fetched, have {', '.join(writers)}.")
     target = folder / benchmark
     with publish_folder(target) as staging:
         try:
-            _WRITERS[benchmark](staging, rows, text)
+            writers[benchmark](staging)
         except (KeyError, IndexError, TypeError) as error:
             raise DataError(
                 f"{benchmark} on the hub has another form than this version knows ({error!r}). "
-                "Put the files in the upstream layout yourself; docs/evaluation.md shows it."
+                "Put the files in the upstream layout yourself; docs/benchmarks.md shows it."
             ) from error
+        _refuse_problems(benchmark, staging, target)
     return target
 
 
-def _mmlu(folder: Path, load_rows: LoadRows, _load_text: LoadText) -> None:
-    for split in ("dev", "test"):
-        by_subject: dict[str, list[list[str]]] = {subject: [] for subject in MMLU_SUBJECTS}
-        for row in load_rows("cais/mmlu", "all", split):
-            cells = [row["question"], *row["choices"], "ABCD"[row["answer"]]]
-            by_subject[row["subject"]].append(cells)
-        for subject, rows in by_subject.items():
-            _write_csv(folder / split / f"{subject}_{split}.csv", rows)
+def _refuse_problems(benchmark: str, staging: Path, target: Path) -> None:
+    problems = check_data(benchmark, staging).all_problems()
+    if problems:
+        first = problems[0].replace(str(staging), str(target))
+        more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
+        raise DataError(f"What was fetched is not {benchmark} as published: {first}{more}")
 
 
-def _ceval(folder: Path, load_rows: LoadRows, _load_text: LoadText) -> None:
-    header = ["id", "question", "A", "B", "C", "D", "answer", "explanation"]
-    for subject in CEVAL_SUBJECTS:
+def _write_mmlu(folder: Path, revision: str | None) -> None:
+    snapshot = _snapshot("mmlu", [f"*/{split}-*.parquet" for split in ("dev", "test")], revision)
+    for subject in mmlu_subjects.SUBJECTS:
+        for split in ("dev", "test"):
+            rows = (
+                [row["question"], *row["choices"], LABELS[row["answer"]]]
+                for row in _read_parquet(snapshot / subject, split)
+            )
+            _write_csv(mmlu.question_path(folder, split, subject), rows)
+
+
+def _write_ceval(folder: Path, revision: str | None) -> None:
+    columns = (*ceval.COLUMNS, "explanation")
+    snapshot = _snapshot("ceval", ["*/*.parquet"], revision)
+    for subject in ceval_subjects.SUBJECTS:
         for split in ("dev", "val", "test"):
-            rows = load_rows("ceval/ceval-exam", subject, split)
-            cells = [[str(row.get(name, "")) for name in header] for row in rows]
-            _write_csv(folder / split / f"{subject}_{split}.csv", [header, *cells])
+            rows = _read_parquet(snapshot / subject, split)
+            cells = [[row.get(column, "") for column in columns] for row in rows]
+            _write_csv(ceval.question_path(folder, split, subject), [columns, *cells])
 
 
-def _gsm8k(folder: Path, load_rows: LoadRows, _load_text: LoadText) -> None:
+def _write_gsm8k(folder: Path, revision: str | None) -> None:
+    snapshot = _snapshot("gsm8k", ["main/*.parquet"], revision)
     for split in ("train", "test"):
-        rows = load_rows("openai/gsm8k", "main", split)
         lines = [
-            json.dumps({"question": row["question"], "answer": row["answer"]}, ensure_ascii=False)
-            for row in rows
+            json.dumps({key: row[key] for key in ("question", "answer")}, ensure_ascii=False)
+            for row in _read_parquet(snapshot / "main", split)
         ]
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _bbh(folder: Path, load_rows: LoadRows, load_text: LoadText) -> None:
+def _write_bbh(folder: Path, address: str) -> None:
     for name in ("data", "lib_prompt"):
         (folder / name).mkdir()
-    for task in TASKS:
-        rows = load_rows("lukaemon/bbh", task, "test")
-        examples = [{"input": row["input"], "target": row["target"]} for row in rows]
-        text = json.dumps({"examples": examples}, ensure_ascii=False, indent=1)
-        (folder / "data" / f"{task}.json").write_text(text, encoding="utf-8")
-        # The authors' files begin with a notice and a line of dashes.
-        prompt = load_text(f"{BBH_PROMPTS}/{task}.txt").partition("\n-----\n")
-        (folder / "lib_prompt" / f"{task}.txt").write_text(prompt[2] or prompt[0], encoding="utf-8")
+    for task in bbh_tasks.TASKS:
+        data, prompt = bbh_checksums()[task]
+        content = _download(f"{address}/bbh/{task}.json")
+        _refuse_other(content, data, f"{address}/bbh/{task}.json")
+        bbh.data_path(folder, task).write_bytes(content)
+        # The authors' first two lines ask not to train on the file; they are no part of the prompt.
+        content = b"".join(_download(f"{address}/cot-prompts/{task}.txt").splitlines(True)[2:])
+        _refuse_other(content, prompt, f"{address}/cot-prompts/{task}.txt")
+        bbh.prompt_path(folder, task).write_bytes(content)
 
 
-_WRITERS: dict[str, Callable[[Path, LoadRows, LoadText], None]] = {
-    "mmlu": _mmlu,
-    "ceval": _ceval,
-    "bbh": _bbh,
-    "gsm8k": _gsm8k,
-}
+def _snapshot(benchmark: str, patterns: list[str], revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-
-def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
-
-
-def _load_from_hub(repository: str, configuration: str, split: str) -> Rows:
+    repository = REPOSITORIES[benchmark]
+    # The errors of the HTTP library, which is another one in each generation of the client.
+    http_errors: Any = HfHubHTTPError.__bases__
     try:
-        from datasets import load_dataset
+        return Path(
+            snapshot_download(
+                repository, repo_type="dataset", revision=revision, allow_patterns=patterns
+            )
+        )
+    except (*http_errors, LocalEntryNotFoundError, OSError) as error:
+        raise DataError(
+            f"{repository} cannot be fetched from the hub: {' '.join(str(error).split())[:200]} "
+            "Where there is no network, bring the data in the upstream layout (docs/benchmarks.md)."
+        ) from error
+
+
+def _read_parquet(folder: Path, split: str) -> Rows:
+    try:
+        from pyarrow.parquet import read_table
     except ImportError as error:
         raise MissingExtraError(
-            "Fetching data needs datasets: pip install 'nan-merge[language]'"
+            "data from the hub is parquet, which needs pyarrow: pip install 'nan-merge[language]'"
         ) from error
+    files = sorted(folder.glob(f"{split}-*.parquet"))
+    if not files:
+        raise DataError(f"The hub's repository has no {folder.name}/{split}-*.parquet.")
+    return [row for file in files for row in read_table(file).to_pylist()]
+
+
+def _download(address: str) -> bytes:
     try:
-        return load_dataset(repository, configuration, split=split)  # pyright: ignore
-    except Exception as error:  # whatever the network, the hub or its client come up with
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            return answer.read()
+    except OSError as error:
         raise DataError(
-            f"The hub did not give {repository} ({configuration}, {split}): {reason}. Is there a "
-            "connection to huggingface.co? Else put the files in the upstream layout yourself."
+            f"{address} cannot be fetched: {error}. Where there is no network, bring the data in "
+            "the upstream layout (docs/benchmarks.md)."
         ) from error
 
 
-def _load_from_web(url: str) -> str:
-    try:
-        with urlopen(url, timeout=_SECONDS) as answer:
-            return answer.read().decode("utf-8")
-    except (URLError, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Cannot fetch {url}: {error}.") from error
+def _refuse_other(content: bytes, sha256: str, address: str) -> None:
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError(f"{address}: its SHA-256 is not that of the authors' file")
+
+
+def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text.getvalue(), encoding="utf-8")

@@ -143,6 +143,6 @@ def _stated_patterns(labels: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
     # the article, so something must end it.
     capital = rf"[{labels}](?![A-Za-z0-9_'])"
     small = rf"[{labels.lower()}](?=\s*(?:[)\]}}）.,:;!。，]|$|\n))"
-    stated = rf"(?i:{_STATEMENT})\s*(?:option\s+)?[(\[{{（]?\s*({capital}|{small})"
+    stated = rf"(?i:{_STATEMENT})\s*(?:option\s+)?[(\[{{（\s]{{0,4}}({capital}|{small})"
     alone = rf"^(?:[Oo]ption\s+)?[(\[（]?([{labels}])[)\]）]?(?:[.:,;、，。：]|\s*$|\s*\n)"
     return re.compile(stated), re.compile(alone)

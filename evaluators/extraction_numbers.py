@@ -57,6 +57,15 @@ def stated_number(text: str) -> str | None:
     return numbers[-1] if numbers else None
 
 
+def boxed_text(text: str) -> str | None:
+    r"""What stands in the braces of the last \boxed{...} that is closed; None if there is none."""
+    for start in reversed([match.end() for match in re.finditer(r"\\boxed\s*(?={)", text)]):
+        found = _braced(text[start:])
+        if text[start:] != found:
+            return found.strip() or None
+    return None
+
+
 def numbers_equal(found: str, gold: str) -> bool:
     """Whether two numbers are the same, exactly; separators of thousands do not count."""
     left, right = _value(found), _value(gold)

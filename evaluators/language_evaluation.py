@@ -16,7 +16,14 @@ from evaluators.answers import Answer
 from evaluators.backends.language import Completion, LanguageModel
 from evaluators.likelihood import compare_choices, render_choices
 from evaluators.profiles import Decoding, Profile
-from evaluators.rendering import Prompt, Wording, check_chat_template, load_tokenizer, render
+from evaluators.rendering import (
+    Prompt,
+    Wording,
+    check_chat_template,
+    load_tokenizer,
+    render,
+    wording_of,
+)
 from evaluators.samples import Sample
 from evaluators.shards import pack_shards
 
@@ -115,7 +122,7 @@ def language_shards(
         num_samples: Most samples of a shard.
     """
     chat = profile.uses_chat_template if uses_chat_template is None else uses_chat_template
-    wording = Wording(chat, profile.text_separator)
+    wording = wording_of(profile, chat)
     places = pack_shards([profile.prefix_of(sample) for sample in samples], num_samples)
     return [
         LanguageShard(

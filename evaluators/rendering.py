@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from evaluators.profiles import Profile
 from evaluators.samples import Message, Piece, Sample
 from nan_merge.errors import CheckpointError, EvaluationError, MissingExtraError
 
@@ -27,10 +28,12 @@ class Wording:
     Attributes:
         uses_chat_template: Whether the model's chat template is applied.
         text_separator: What joins messages where it is not.
+        user_turn_end: What ends every user's message where it is.
     """
 
     uses_chat_template: bool
     text_separator: str = "\n"
+    user_turn_end: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ class Prompt:
         """First 16 hexadecimal digits of the SHA-256 of the text."""
         # What cannot be encoded, half a surrogate pair from broken data, still has a digest.
         return hashlib.sha256(self.text.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def wording_of(profile: Profile, uses_chat_template: bool) -> Wording:
+    """How the samples of a profile become text, with the model's chat template or without."""
+    return Wording(uses_chat_template, profile.text_separator, profile.user_turn_end)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -144,8 +152,9 @@ def prompt_text(tokenizer: Any, sample: Sample, wording: Wording, num_shots: int
     turns = _turns((sample.lead, *sample.shots[:num_shots], sample.question))
     if not wording.uses_chat_template:
         return wording.text_separator.join(turn.content for turn in turns)
+    ends = {"user": wording.user_turn_end}
     messages = [
-        {"role": role, "content": "\n".join(turn.content for turn in same)}
+        {"role": role, "content": "\n".join(turn.content for turn in same) + ends.get(role, "")}
         for role, same in groupby(turns, key=lambda turn: turn.role)
     ]
     is_begun = bool(messages) and messages[-1]["role"] == "assistant"

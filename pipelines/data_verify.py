@@ -1,63 +1,54 @@
-"""Check benchmarks' data: is it whole, can every question be scored, and what is its digest?"""
+"""Check benchmarks' data: is it whole, can every question be scored, is it what is published?"""
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
 
-from evaluators.benchmarks import PROFILES
-from evaluators.profiles import Profile
+from evaluators.data_check import CHECKED_BENCHMARKS, DataReport, check_data
 from nan_merge.errors import DataError
-from pipelines.language_benchmarks import language_benchmark_names, samples_digest
 from pipelines.sheet import Cell, Line, Sheet, rich_table
+
+_PUBLIC = {True: "yes", False: "no", None: "not known"}
 
 
 def verify_command(folder: Path, console: Console) -> None:
-    """Read every benchmark in a folder by each of its profiles, and print counts and digests.
-
-    What profiles read is checked as it is read: files of all subsets, UTF-8, columns, blank and
-    unknown answers. Ids must be unique.
+    """Check every benchmark in a folder, and print counts, digests and what is odd.
 
     Raises:
         DataError: Every problem that was found, one a line; or if there is no benchmark.
     """
-    found = [name for name in language_benchmark_names() if (folder / name).is_dir()]
-    if not found:
+    reports = [
+        check_data(name, folder / name) for name in CHECKED_BENCHMARKS if (folder / name).is_dir()
+    ]
+    if not reports:
         raise DataError(
-            f"{folder} holds no folder of a benchmark ({', '.join(language_benchmark_names())})."
+            f"{folder} holds no folder of a benchmark ({', '.join(CHECKED_BENCHMARKS)})."
         )
-    lines: list[Line] = []
-    problems: list[str] = []
-    for (benchmark, _), profile in PROFILES.items():
-        if benchmark not in found:
-            continue
-        try:
-            lines.append(_check(profile, folder / benchmark))
-        except DataError as error:
-            problems.append(f"{benchmark}/{profile.name}: {error}")
-    columns = ("subsets", "samples", "fewest", "most", "digest")
-    caption = "Fewest and most: samples of a subset. Digest: of all that is asked and expected."
-    if lines:
-        console.print(
-            rich_table(Sheet(str(folder), "profile", columns, tuple(lines), caption), console.width)
-        )
+    columns = ("files", "questions", "published", "digest", "the public data")
+    caption = "Digest: of the content, the same for CSV, JSON and parquet; SHA-256."
+    sheet = Sheet(str(folder), "benchmark", columns, tuple(map(_line, reports)), caption)
+    console.print(rich_table(sheet, console.width))
+    for report in reports:
+        for row in report.rows:
+            for note in row.notes:
+                console.print(
+                    f"{report.benchmark}: {row.subset}, {row.split}: {note}",
+                    markup=False,
+                    highlight=False,
+                )
+    problems = [problem for report in reports for problem in report.all_problems()]
     if problems:
         raise DataError("\n".join(problems))
 
 
-def _check(profile: Profile, folder: Path) -> Line:
-    samples = profile.samples(folder)
-    twice = [each for each, count in Counter(each.id for each in samples).items() if count > 1]
-    if twice:
-        raise DataError(f"{folder}: {len(twice)} ids come twice, the first is {twice[0]}")
-    counts = Counter(sample.subset for sample in samples)
+def _line(report: DataReport) -> Line:
     cells = (
-        f"{len(counts)}",
-        f"{len(samples):,}",
-        f"{min(counts.values()):,}",
-        f"{max(counts.values()):,}",
-        samples_digest(samples)[:16],
+        f"{len(report.rows)}",
+        f"{report.num_questions:,}",
+        f"{report.num_published:,}",
+        report.digest[:16] if report.digest else "cannot be read",
+        _PUBLIC[report.is_known],
     )
-    return Line(f"{profile.benchmark}/{profile.name}", tuple(Cell(text) for text in cells))
+    return Line(report.benchmark, tuple(Cell(text) for text in cells))

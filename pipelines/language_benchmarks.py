@@ -61,7 +61,7 @@ def find_profile(name: str, profile: str | None) -> Profile:
     """
     from evaluators.benchmarks import PROFILES
 
-    if name.endswith((".yaml", ".yml")):
+    if _is_own(name):
         return _own_profile(Path(name), profile)
     known = [each for benchmark, each in PROFILES if benchmark == name]
     if not known:
@@ -88,11 +88,11 @@ def open_benchmark(spec: BenchmarkSpec, data: Path | None = None) -> OpenBenchma
         DataError: If data is missing or damaged.
     """
     profile = _with_most_tokens(find_profile(spec.name, spec.profile), spec.max_tokens)
-    folder = data_folder(profile.benchmark, spec.data or data)
+    folder = data_folder(profile.benchmark, spec.data or data or _own_folder(spec.name))
     samples = tuple(profile.samples(folder))
     chat = profile.uses_chat_template if spec.chat_template is None else spec.chat_template
     return OpenBenchmark(
-        named=spec.name,
+        named=str(Path(spec.name).absolute()) if _is_own(spec.name) else spec.name,
         profile=profile,
         folder=folder,
         samples=samples,
@@ -118,7 +118,8 @@ def data_folder(benchmark: str, data: Path | None) -> Path:
     folder = data or Path(os.environ[DATA_VARIABLE])
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder} with the data of {benchmark}.")
-    return folder / benchmark if (folder / benchmark).is_dir() else folder
+    names = (benchmark, benchmark.removesuffix("-test"))  # another split of the same data
+    return next((folder / name for name in names if (folder / name).is_dir()), folder)
 
 
 def samples_digest(samples: Sequence[Sample]) -> str:
@@ -174,5 +175,19 @@ def _with_most_tokens(profile: Profile, max_tokens: int | None) -> Profile:
     return replace(profile, decoding=replace(profile.decoding, max_tokens=most))
 
 
-def _own_profile(path: Path, _profile: str | None) -> Profile:
-    raise ConfigError(f"{path}: benchmarks of your own cannot be described in YAML yet.")
+def _is_own(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def _own_folder(name: str) -> Path | None:
+    """Where the tables of a benchmark of one's own lie if nothing is said: beside its file."""
+    return Path(name).parent if _is_own(name) and not os.environ.get(DATA_VARIABLE) else None
+
+
+def _own_profile(path: Path, profile: str | None) -> Profile:
+    from evaluators.custom_benchmark import load_benchmark
+
+    found = load_benchmark(path)
+    if profile not in (None, found.name):
+        raise ConfigError(f"{path} has no profile {profile!r}; a benchmark of one's own has one.")
+    return found

@@ -47,7 +47,7 @@ class BenchmarkSpec(StrictModel):
     """One language benchmark, and how it is asked."""
 
     name: str = Field(min_length=1)
-    """A benchmark's name."""
+    """A benchmark's name, or the YAML file of one of your own."""
     profile: str | None = None
     """How it is asked and scored; the benchmark's first profile if absent."""
     data: Path | None = None

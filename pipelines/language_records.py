@@ -133,8 +133,8 @@ def record_info(
 def profile_digest(profile: Profile) -> str:
     """Hash of what of a profile shapes answers; its scorers do not, its samples have their own."""
     decoding = asdict(profile.decoding) if profile.decoding is not None else None
-    content = [profile.benchmark, profile.name, decoding, profile.text_separator]
-    return digest_text(json.dumps(content))
+    joins = [profile.text_separator, profile.user_turn_end]
+    return digest_text(json.dumps([profile.benchmark, profile.name, decoding, *joins]))
 
 
 def record_path(folder: Path, info: RecordInfo) -> Path:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from evaluators.language_scores import Outcome
 from evaluators.profiles import ScorerName
-from evaluators.rendering import Prompt, Wording, load_tokenizer, prompt_text
+from evaluators.rendering import Prompt, load_tokenizer, prompt_text, wording_of
 from nan_merge.errors import ConfigError, NanMergeError
 from pipelines.language_benchmarks import OpenBenchmark
 from pipelines.language_records import Record, find_records
@@ -49,7 +49,11 @@ def show_predictions(
         DataError: If there are no records, or their data is gone or changed.
         ConfigError: If no record is of this benchmark, or none has this sample.
     """
-    records = [each for each in find_records(folder) if benchmark in (None, each.info.benchmark)]
+    records = [
+        each
+        for each in find_records(folder)
+        if benchmark in (None, each.info.benchmark, Path(each.info.benchmark).stem)
+    ]
     if not records:
         raise ConfigError(f"{folder} holds no predictions on {benchmark}.")
     num_shown, is_known = 0, sample is None
@@ -111,13 +115,13 @@ def _choices(outcome: Outcome) -> str:
 def _prompt(record: Record, benchmark: OpenBenchmark, outcome: Outcome) -> str:
     """The prompt's text, made again as it was made then."""
     info, answer = record.info, outcome.answer
-    wording = Wording(info.uses_chat_template, benchmark.profile.text_separator)
+    wording = wording_of(benchmark.profile, info.uses_chat_template)
     num_shots = len(outcome.sample.shots) - answer.num_dropped_shots
     try:
         tokenizer = _tokenizer(info.folder) if info.uses_chat_template else None
         text = prompt_text(tokenizer, outcome.sample, wording, num_shots)
     except NanMergeError:
-        plain = Wording(False, benchmark.profile.text_separator)
+        plain = wording_of(benchmark.profile, False)
         text = prompt_text(None, outcome.sample, plain, num_shots)
         return f"{text}\n(without the chat template, which {info.folder} has no more)"
     if _digest(text) != answer.prompt_digest:

@@ -66,6 +66,8 @@ BBH_CHOICES = [
     BbhAnswer("the answer is not (A). So the answer is (C).", "(C)", False, True),
     BbhAnswer("So the answer is (C).\n\nQ: next\nA: the answer is (A).", "(C)", True, True),
     BbhAnswer("\\boxed{B}", "(B)", True, True),
+    BbhAnswer("\\boxed{(B)}", "(B)", True, True),
+    BbhAnswer("\\boxed{\\text{(B)}}", "(B)", True, True),
     BbhAnswer("I think (C))", "(C)", True, False),
     BbhAnswer("(A) or (B)", "(A)", True, False),
     BbhAnswer("So the answer is Monsters, Inc.", "Monsters, Inc", True, True),

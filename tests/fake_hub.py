@@ -1,4 +1,4 @@
-"""A model hub on 127.0.0.1 that knows as much of the hub's interface as its client asks for."""
+"""A hub on 127.0.0.1 that knows as much of the hub's interface as its client asks for."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FakeHub:
 
 @contextmanager
 def serve(root: Path) -> Iterator[FakeHub]:
-    """Serve the folders `root`/ORG/NAME."""
+    """Serve the folders `root`/ORG/NAME, as models and as datasets."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     hub = FakeHub(f"http://127.0.0.1:{server.server_address[1]}", root)
     server.hub = hub  # pyright: ignore[reportAttributeAccessIssue]
@@ -55,8 +55,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         hub: FakeHub = self.server.hub  # pyright: ignore[reportAttributeAccessIssue]
         path = self.path.partition("?")[0]
-        asked = re.fullmatch(r"/api/models/([^/]+/[^/]+)(/.*)?", path)
-        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
+        asked = re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)(/.*)?", path)
+        file = re.fullmatch(r"/(?:datasets/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
         repository = (asked or file or [""] * 2)[1]
         folder = hub.root / repository
         if not repository or not folder.is_dir() or (file and not (folder / file[2]).is_file()):

@@ -78,7 +78,7 @@ def _subject(folder: Path, split: str, subject: str, form: _Form) -> list[Sample
     refuse_blank_answers(path)
     questions = read_questions(path, COLUMNS)
     shots = read_shots(question_path(folder, "dev", subject), COLUMNS)
-    places = clusters(subject, [each.text for each in questions])
+    places = clusters(subject, [each.with_options() for each in questions])
     return [
         Sample(
             id=f"{subject}/{question.id}",

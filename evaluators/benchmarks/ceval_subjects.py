@@ -87,6 +87,3 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Without the name of the benchmark, which comes before: "ceval-hard", "ceval-test-hard"."""
-
-NUM_SAMPLES = {"dev": 260, "val": 1346, "test": 12342}
-"""Of all subjects together; dev has five a subject (Huang et al., arXiv 2305.08322)."""

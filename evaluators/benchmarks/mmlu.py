@@ -47,7 +47,7 @@ def _reader(build: BuildSample, num_shots: int) -> Callable[[Path], list[Sample]
         for subject in SUBJECTS:
             shots = read_shots(question_path(folder, "dev", subject)) if num_shots else []
             questions = read_questions(question_path(folder, "test", subject))
-            places = clusters(subject, [each.text for each in questions])
+            places = clusters(subject, [each.with_options() for each in questions])
             for question, cluster in zip(questions, places, strict=True):
                 samples.append(build(subject, f"{subject}/{question.id}", cluster, question, shots))
         return samples

@@ -79,7 +79,7 @@ def between_lines(shots: Iterable[str]) -> tuple[str, ...]:
 def clusters(subset: str, texts: Sequence[str]) -> list[str]:
     """Of each question of a subset, the cluster: that of the first one with the same text.
 
-    Some questions are there twice (85 of MMLU's 14,042 repeat another's text).
+    Some questions are there twice: 27 of MMLU's 14,042.
     """
     first: dict[str, int] = {}
     return [f"{subset}/{first.setdefault(text, number)}" for number, text in enumerate(texts)]

@@ -138,3 +138,11 @@ def test_an_answer_ends_by_what_tokenizer_and_checkpoint_name(tokenizer: Any, tm
 def test_stop_strings_that_are_special_tokens_stop_as_tokens(tokenizer: Any):
     stops = ("<|user|>", "\n\n", "fox")
     assert stop_token_ids(tokenizer, stops) == (tokenizer.convert_tokens_to_ids("<|user|>"),)
+
+
+def test_upstreams_end_of_a_users_turn_comes_with_the_chat_template_alone(tokenizer: Any):
+    shot = (user("one"), Message("assistant", "A"))
+    asked = sample((), (shot,), (user("two"),))
+    text = render(tokenizer, asked, Wording(True, user_turn_end="!"), 100).text
+    assert text == "<s><|user|>one!</s><|assistant|>A</s><|user|>two!</s><|assistant|>"
+    assert render(tokenizer, asked, Wording(False, user_turn_end="!"), 100).text == "one\nA\ntwo"

@@ -5,7 +5,6 @@ public layouts) and of C-Eval questions made here. OpenCompass is read from its 
 files; no model is run.
 """
 
-import csv
 import os
 import random
 from pathlib import Path
@@ -15,13 +14,15 @@ import pytest
 
 from evaluators.answers import Answer
 from evaluators.benchmarks import PROFILES
-from evaluators.benchmarks.ceval_subjects import SUBJECTS as CEVAL_SUBJECTS
 from evaluators.extraction import answer_pattern, first_capital, first_option
 from evaluators.profiles import Profile
 from evaluators.samples import Message, Piece, Sample
+from tests.benchmark_folders import write_ceval
 from tests.extraction_fixtures import BBH_CHOICES, BBH_TEXTS, LETTERS, NUMBERS
 
-pytest.importorskip("opencompass", reason="opencompass is not installed (requirements/peers.txt)")
+pytest.importorskip(
+    "opencompass", reason="opencompass is not installed (requirements/opencompass.txt)"
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -171,20 +172,6 @@ def test_gsm8k_prompts(data_folder: Path, tmp_path: Path):
     for split in ("test", "train"):  # it wants both, and asks of the one
         (tmp_path / f"{split}.jsonl").write_bytes(content)
     assert compare(PROFILES["gsm8k", "oc"], tmp_path) == 1_319
-
-
-def write_ceval(folder: Path) -> None:
-    """Questions in C-Eval's layout, made up for the test."""
-    for subject in CEVAL_SUBJECTS:
-        for split, num_questions in (("dev", 5), ("val", 2), ("test", 2)):
-            (folder / split).mkdir(exist_ok=True)
-            with (folder / split / f"{subject}_{split}.csv").open("w", encoding="utf-8") as file:
-                rows = csv.writer(file)
-                rows.writerow(["id", "question", "A", "B", "C", "D", "answer", "explanation"])
-                for number in range(num_questions):
-                    text = f"{subject} 的第{number}题，“换行”\n在这里____"
-                    options = [f"选项, {number} {letter}" for letter in "ABCD"]
-                    rows.writerow([number, text, *options, "ABCD"[number % 4], ""])
 
 
 # Upstream, the other two configurations have no test split.

@@ -328,3 +328,46 @@ def test_a_folder_without_predictions_is_told_so(tmp_path):
     result = CliRunner().invoke(app, ["rescore", str(tmp_path)])
     assert result.exit_code == 2
     assert "holds no predictions of language models" in result.output
+
+
+OWN = """\
+name: capitals
+questions: capitals.jsonl
+prompt: "Capital of {{ land }}? {{ a }} or {{ b }}?"
+gold: "{{ answer }}"
+choices: [" A", " B"]
+labels: [A, B]
+"""
+
+
+def test_a_benchmark_of_ones_own_is_evaluated_and_rescored(work, workers):
+    file = work / "own" / "capitals.yaml"
+    file.parent.mkdir()
+    file.write_text(OWN)
+    rows = [{"land": f"land {n}", "a": "x", "b": "y", "answer": "AB"[n % 2]} for n in range(3)]
+    (file.parent / "capitals.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    profile = open_benchmark(BenchmarkSpec(name=str(file))).profile  # tables beside the file
+    assert (profile.benchmark, profile.name) == ("capitals", "custom")
+    shutil.copy(file.parent / "capitals.jsonl", work / "data")
+    scored = evaluate(work, BenchmarkSpec(name=str(file))).scored
+    assert scored[0].scores.micro.num_samples == 3
+    asked = list(workers.asked)
+    result = CliRunner().invoke(app, ["rescore", str(work / "out")], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "capitals custom" in result.output
+    assert workers.asked == asked
+    with pytest.raises(ConfigError, match="has no profile 'oc-ppl'"):
+        open_benchmark(BenchmarkSpec(name=str(file), profile="oc-ppl"))
+
+
+def test_verifying_data_names_what_is_not_as_published(work, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    result = CliRunner().invoke(app, ["data", "verify", str(work / "data")])
+    assert result.exit_code == 2
+    text = " ".join(result.output.split())
+    assert "gsm8k 1 6 1,319" in text
+    assert "test.jsonl: has 6 questions, 1319 are published" in text
+    result = CliRunner().invoke(app, ["data", "verify", str(work / "model")])
+    assert "holds no folder of a benchmark (mmlu, ceval, bbh, gsm8k)" in " ".join(
+        result.output.split()
+    )
