@@ -30,6 +30,8 @@ from nan_merge.errors import NanMergeError
 from nan_merge.tasks import Task
 
 POLL_SECONDS, PLACE_POLL_SECONDS = 1.0, 10.0
+# Calls to cancel one task, a second apart.
+CANCEL_ROUNDS = 3
 OnEvent = Callable[[str, dict[str, Any]], None]
 OnProgress = Callable[[int, int], None]
 
@@ -159,9 +161,17 @@ class Flight:
 
     def cancel(self) -> None:
         """End everything that is under way."""
-        for reference in self._flying:
-            with suppress(RayError, RuntimeError):  # Ray itself may be what is gone
-                ray.cancel(reference, force=True)
+        pending = list(self._flying)
+        with suppress(RayError, RuntimeError):  # Ray itself may be what is gone
+            # Ray may lose a call for a task that is just being handed to a worker: ask again.
+            for _ in range(CANCEL_ROUNDS if pending else 0):
+                for reference in pending:
+                    ray.cancel(reference, force=True)
+                _, pending = ray.wait(
+                    pending, num_returns=len(pending), timeout=1.0, fetch_local=False
+                )
+                if not pending:
+                    break
         for attempt in list(self._flying.values()):
             self._land(attempt)
 
