@@ -57,6 +57,16 @@ class PredictionJournal(Generic[R]):
         """Whether every sample is answered."""
         return all(sample_id in self._kept for sample_id in self.sample_ids)
 
+    def keep(self, predictions: Sequence[R]) -> None:
+        """Append the predictions of a shard, and write the record if they were the last ones.
+
+        Raises:
+            OutputError: If the disk is full or not writable.
+        """
+        self.append(predictions)
+        if self.is_complete:
+            self.finish()
+
     def append(self, predictions: Sequence[R]) -> None:
         """Keep the predictions of a shard; they are on the disk when this returns.
 

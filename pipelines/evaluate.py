@@ -139,10 +139,7 @@ def _answer(work: Sequence[tuple[Candidate, list[_Missing]]], workers: Workers) 
         )
 
     def keep(job: ModelJob, shard: ImageShard, predictions: list[Prediction]) -> None:
-        journal = journals[job.label, shard.benchmark.name]
-        journal.append(predictions)
-        if journal.is_complete:
-            journal.finish()
+        journals[job.label, shard.benchmark.name].keep(predictions)
 
     name = f"Evaluating {len(jobs)} models"
     workers.serve_models(name, jobs, keep, samples_of=lambda shard: shard.num_samples)

@@ -140,10 +140,7 @@ def _answer(work: Sequence[_Work], options: LanguageModelOptions, workers: Worke
         )
 
     def keep(job: ModelJob, shard: LanguageShard, answers: list[Answer]) -> None:
-        journal = journals[job.label, shard.name]
-        journal.append(answers)
-        if journal.is_complete:
-            journal.finish()
+        journals[job.label, shard.name].keep(answers)
 
     name = f"Asking {len(jobs)} model{'s' * (len(jobs) != 1)}"
     workers.serve_models(name, jobs, keep, samples_of=lambda shard: shard.num_samples)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,22 +21,12 @@ from pipelines.language_command import evaluate_command, rescore_command
 from pipelines.language_config import BackendSpec, BenchmarkSpec
 from pipelines.language_evaluate import LanguageCandidate, answer_benchmarks
 from pipelines.language_records import find_records
+from tests import tiny_language_model as tiny
 
 repair()
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 
-def load_helper(name: str):
-    path = Path(__file__).parents[1] / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = load_helper("tiny_language_model")
 TRANSFORMERS = BackendSpec(name="transformers", dtype="float32", device="cpu")
 
 

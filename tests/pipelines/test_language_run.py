@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,23 +16,11 @@ from pipelines.config import RunConfig
 from pipelines.report import write_report
 from pipelines.results import read_results
 from pipelines.run import run_config
+from tests import tiny_language_model as tiny
 
 repair()
 pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("ray")
-
-
-def load_helper(name: str):
-    path = Path(__file__).parents[1] / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = load_helper("tiny_language_model")
 
 
 def run_file(folder: Path) -> dict:
