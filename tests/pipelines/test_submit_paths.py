@@ -1,0 +1,102 @@
+"""What travels with a run that is sent, and where its paths lead there: no cluster."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nan_merge.errors import ConfigError
+from pipelines.config import RunConfig
+from pipelines.submit import place_paths, write_bundle
+from tests.submitted_runs import RUN, config, own_models
+
+
+def test_relative_paths_are_refused_all_at_once():
+    run = own_models(base="./base", models=["../a", "org/b", "/data/c", "./d+org/adapter"])
+    with pytest.raises(ConfigError) as caught:
+        place_paths(run, None)
+    lines = [line[4:] for line in str(caught.value).splitlines() if line.startswith("  - ")]
+    assert lines == [
+        "run_folder: runs/tiny",
+        "cache: runs/cache",
+        "base: ./base",
+        "models.0: ../a",
+        "models.3: ./d+org/adapter",
+    ]
+    assert "--storage DIR" in str(caught.value)
+
+
+def test_relative_paths_are_taken_from_the_storage_and_others_stay():
+    models = ["m/a/one", "org/b", "/data/c", "./d+org/adapter", "s3://x/y"]
+    run = own_models(base="./base", models=models)
+    placed = place_paths(run, "/shared/me")
+    assert placed.base == "/shared/me/base"
+    assert [model.path for model in placed.models] == [
+        "/shared/me/m/a/one",
+        "org/b",
+        "/data/c",
+        "/shared/me/d+org/adapter",
+        "s3://x/y",
+    ]
+    assert [model.name for model in placed.models] == [model.name for model in run.models]
+    assert str(placed.folder) == "/shared/me/runs/tiny"
+    assert str(placed.cache) == "/shared/me/runs/cache"
+
+
+@pytest.mark.parametrize(
+    ("uri", "there"),
+    [
+        ("sqlite:///mine.db", "sqlite:////shared/mine.db"),
+        ("sqlite:////data/mine.db", "sqlite:////data/mine.db"),
+        ("./mlruns", "/shared/mlruns"),
+        ("file:./mlruns", "file:/shared/mlruns"),
+        ("file:///data/mlruns", "file:///data/mlruns"),
+        ("http://mlflow:5000", "http://mlflow:5000"),
+        ("postgresql://user@host/db", "postgresql://user@host/db"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_a_store_of_mlflow_in_a_file_is_a_path_like_others(uri: str, there: str):
+    run = config(run_folder="/r", cache="/c", track={"uri": uri})
+    placed = place_paths(run, "/shared")
+    assert placed.track.uri == there
+    if uri == there:
+        assert place_paths(run, None).track.uri == uri
+    else:
+        with pytest.raises(ConfigError, match=f"track.uri: {uri}"):
+            place_paths(run, None)
+
+
+def test_a_folder_here_that_looks_like_a_hub_id_is_a_folder(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    placed = place_paths(own_models(base="runs/mine"), "/shared")
+    assert placed.base == "/shared/runs/mine"
+
+
+def test_a_storage_that_is_relative_is_refused():
+    with pytest.raises(ConfigError, match=r"--storage shared is relative, .*--storage /shared/me"):
+        place_paths(config(), "shared")
+
+
+def test_only_the_run_file_travels(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "model.safetensors").write_bytes(bytes(100))
+    (tmp_path / "own.json").write_text("{}")
+    run = config(experts={**RUN["experts"], "backbone": "./own.json"}, seed=3)
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    write_bundle(place_paths(run, "/shared"), bundle)
+    assert sorted(path.name for path in bundle.rglob("*")) == ["own.json", "run.yaml"]
+    sent = RunConfig.model_validate(yaml.safe_load((bundle / "run.yaml").read_text()))
+    assert sent.seed == 3
+    assert sent.experts is not None
+    assert sent.experts.backbone == "own.json"
+    assert str(sent.folder) == "/shared/runs/tiny"
+
+
+def test_a_model_configuration_that_is_not_there_is_told(tmp_path: Path):
+    run = config(experts={**RUN["experts"], "backbone": "gone.json"})
+    with pytest.raises(ConfigError, match=r"experts\.backbone: there is no file gone\.json"):
+        write_bundle(run, tmp_path)
