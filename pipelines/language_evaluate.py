@@ -19,6 +19,7 @@ from evaluators.language_evaluation import (
 )
 from evaluators.prediction_journal import PredictionJournal
 from evaluators.predictions import read_key, read_predictions
+from nan_merge.errors import EngineDiedError
 from nan_merge.hub import resolve_folder
 from pipelines.language_benchmarks import OpenBenchmark
 from pipelines.language_records import (
@@ -136,6 +137,7 @@ def _answer(work: Sequence[_Work], options: LanguageModelOptions, workers: Worke
                 items=[shard for missing in each.missing for shard in missing.shards],
                 own_process=options.backend == "vllm",
                 cost_of=lambda shard: shard.num_samples,
+                replace_on=(*ModelJob.replace_on, EngineDiedError.__name__),
             )
         )
 
