@@ -24,8 +24,9 @@ from pipelines.language_evaluate import LanguageCandidate, answer_benchmarks
 from pipelines.language_records import Record
 from pipelines.progress import RunProgress
 from pipelines.workers import Workers
-from tests import tiny_language_model as tiny
+from tests.benchmark_folders import write_gsm8k
 from tests.faults import dying_engine
+from tests.language_checkpoints import make_tiny_llama
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("ray")
@@ -74,8 +75,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     monkeypatch.setattr(language_evaluate, "language_shards", small)
     (tmp_path / "traps").mkdir()
-    tiny.make_model(tmp_path / "model")
-    tiny.write_gsm8k(tmp_path / "data" / "gsm8k", 6)
+    make_tiny_llama(tmp_path / "model")
+    write_gsm8k(tmp_path / "data" / "gsm8k", 6)
     return Run(tmp_path, TRANSFORMERS)
 
 
