@@ -59,6 +59,7 @@ class BenchmarkScores:
         abstain_rate: Share of samples in whose answer the scorer found none.
         truncation_rate: Share of answers that were cut off at their most tokens.
         num_dropped_shots: Solved examples left out of prompts, in all.
+        num_missing: Samples to which the model said nothing; see `Answer.is_missing`.
     """
 
     benchmark: str
@@ -72,6 +73,7 @@ class BenchmarkScores:
     abstain_rate: float
     truncation_rate: float
     num_dropped_shots: int
+    num_missing: int
 
 
 def judge(
@@ -123,6 +125,7 @@ def score_benchmark(
         truncation_rate=sum(each.answer.finish_reason == "length" for each in outcomes)
         / num_samples,
         num_dropped_shots=sum(each.answer.num_dropped_shots for each in outcomes),
+        num_missing=sum(each.answer.is_missing for each in outcomes),
     )
 
 

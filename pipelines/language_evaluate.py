@@ -75,14 +75,20 @@ def answer_benchmarks(
             path = record_path(candidate.predictions, info)
             records[candidate.name, benchmark.name] = Record(path, info)
             if found := _missing(Record(path, info), benchmark):
-                if benchmark.uses_chat_template:  # before minutes go into loading the model
-                    check_chat_template(load_tokenizer(folder), folder)
+                _check_tokenizer(folder, benchmark)
                 write_info(path, info)
                 missing.append(found)
         if missing:
             work.append(_Work(candidate.name, folder, missing))
     _answer(work, options, workers)
     return records
+
+
+def _check_tokenizer(folder: Path, benchmark: OpenBenchmark) -> None:
+    """See in a second what would fail after the minutes that a large model takes to load."""
+    tokenizer = load_tokenizer(folder)
+    if benchmark.uses_chat_template:
+        check_chat_template(tokenizer, folder)
 
 
 @dataclass(frozen=True)
