@@ -301,6 +301,7 @@ def test_a_run_is_sent_followed_and_finished_there(head: HeadNode):
 
 @pytest.mark.ray
 @pytest.mark.slow  # merges, and asks four models on the cluster: about a minute
+@pytest.mark.timeout(900)
 def test_a_run_over_language_models_finds_its_models_and_data_on_the_storage(head: HeadNode):
     pytest.importorskip("transformers", reason="transformers is not installed")
     from tests.benchmark_folders import write_gsm8k
