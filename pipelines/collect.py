@@ -9,12 +9,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from evaluators.predictions import Prediction, read_predictions
+from evaluators.predictions import Prediction
 from evaluators.scores import Score, score_average, score_difference
 from nan_merge.recipe import MergeRecipe, ModelReference
 from pipelines.config import INDIVIDUAL, PRETRAINED, MergeEntry
-from pipelines.evaluate import Candidate, predictions_path
+from pipelines.evaluate import Candidate, predictions_path, read_part
+from pipelines.provenance import git_commit
 from pipelines.results import MergeSummary, ResultRow, RowKind, RunResults, baseline_model
+from pipelines.split import Part, everything
 
 Scores = Mapping[tuple[str, str], Score]  # (candidate's name, benchmark's name)
 
@@ -68,22 +70,25 @@ def row_of(model: str, kind: RowKind, recipe: MergeRecipe | None, score: Score) 
     )
 
 
-def with_averages(results: RunResults, candidates: Sequence[Candidate]) -> RunResults:
+def with_averages(
+    results: RunResults, candidates: Sequence[Candidate], part: Part = everything
+) -> RunResults:
     """Add averages, and differences to the baseline, with errors over sources of samples.
 
-    Both are computed from the predictions on disk. A model that misses a benchmark gets neither.
+    Both are computed from the predictions on disk, on the same part of the samples as the rows. A
+    model that misses a benchmark gets neither.
 
     Raises:
         DataError: If predictions are missing or damaged.
     """
     by_name = {candidate.name: candidate for candidate in candidates}
     baseline = baseline_model(results)
-    reference = _answers(results, baseline, by_name) if baseline else None
+    reference = _answers(results, baseline, by_name, part) if baseline else None
     averages: dict[str, tuple[float, float]] = {}
     differences: dict[str, tuple[float, float]] = {}
     merged = {row.model for row in results.rows if row.kind == "merged"}
     for model in results.models():
-        answers = _answers(results, model, by_name)
+        answers = _answers(results, model, by_name, part)
         if answers is None:
             continue
         average = score_average(answers)
@@ -95,7 +100,7 @@ def with_averages(results: RunResults, candidates: Sequence[Candidate]) -> RunRe
 
 
 def _answers(
-    results: RunResults, model: str, candidates: Mapping[str, Candidate]
+    results: RunResults, model: str, candidates: Mapping[str, Candidate], part: Part
 ) -> dict[str, list[Prediction]] | None:
     """A row's predictions on every benchmark, or None if it misses one."""
     answers: dict[str, list[Prediction]] = {}
@@ -105,7 +110,7 @@ def _answers(
             return None
         # On each benchmark the row of individual models shows the model fine-tuned for it.
         candidate = candidates[benchmark if row.kind == "individual" else model]
-        answers[benchmark] = read_predictions(predictions_path(candidate, benchmark), Prediction)
+        answers[benchmark] = read_part(predictions_path(candidate, benchmark), part)
     return answers
 
 
@@ -175,4 +180,6 @@ def environment_facts() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     facts["device"] = "CPU; no GPU path was run"
+    if commit := git_commit(Path.cwd()):
+        facts["git commit"] = commit
     return facts

@@ -18,6 +18,7 @@ from pipelines.language_benchmarks import OpenBenchmark, open_benchmark
 from pipelines.language_evaluate import LanguageCandidate, answer_benchmarks
 from pipelines.language_scores import first_scorer, outcomes_of
 from pipelines.results import ResultRow, RunResults, baseline_model
+from pipelines.split import Part, everything
 from pipelines.workers import Workers
 
 if TYPE_CHECKING:
@@ -64,16 +65,16 @@ def score_language_models(
     merges: Sequence[tuple[str, MergeRecipe, Path]],
     candidates: Sequence[Candidate],
     workers: Workers,
+    part: Part = everything,
+    benchmarks: Sequence[OpenBenchmark] = (),
 ) -> ScoredModels:
     """Ask every model every benchmark, and score it by the scorers that tables show.
 
-    A benchmark's value is the unweighted mean over the subsets that are asked.
+    A benchmark's value is the unweighted mean over the subsets that are asked. All samples are
+    asked; the rows are of a part of them. The run's benchmarks are opened if they are not given.
     """
-    wanted, data = config.evaluate, config.evaluate.data
-    benchmarks = [open_benchmark(spec, data) for spec in wanted.language_benchmarks]
-    asked = [
-        LanguageCandidate(each.name, str(each.folder), each.predictions) for each in candidates
-    ]
+    wanted, benchmarks = config.evaluate, benchmarks or open_benchmarks(config)
+    asked = [language_candidate(each) for each in candidates]
     records = answer_benchmarks(asked, benchmarks, wanted.backend.options(), workers)
     labels = column_names(benchmarks)
     judged = {
@@ -82,7 +83,7 @@ def score_language_models(
                 records[candidate.name, benchmark.name],
                 benchmark,
                 first_scorer(benchmark),
-                benchmark.asked,
+                asked_part(benchmark, part),
             ),
             benchmark.name,
         )
@@ -94,6 +95,28 @@ def score_language_models(
         rows=_rows(judged, [each.name for each in candidates], recipes),
         facts=_facts(benchmarks, wanted.backend.name, wanted.backend.dtype),
         with_averages=lambda results: _with_averages(results, judged),
+    )
+
+
+def open_benchmarks(config: RunConfig) -> list[OpenBenchmark]:
+    """The benchmarks of a run over language models."""
+    wanted = config.evaluate
+    return [open_benchmark(spec, wanted.data) for spec in wanted.language_benchmarks]
+
+
+def language_candidate(candidate: Candidate) -> LanguageCandidate:
+    """A candidate, as language benchmarks take it."""
+    return LanguageCandidate(
+        candidate.name, str(candidate.folder), candidate.predictions, candidate.identity
+    )
+
+
+def asked_part(benchmark: OpenBenchmark, part: Part) -> frozenset[str]:
+    """Ids of those of the asked samples that belong to a part."""
+    return frozenset(
+        each.id
+        for each in benchmark.samples
+        if each.id in benchmark.asked and part(each.cluster_id)
     )
 
 

@@ -67,6 +67,27 @@ class MergeSummary:
 
 
 @dataclass(frozen=True)
+class SweepPoint:
+    """What a sweep knows of one of its merges; its rows are of samples that the search never saw.
+
+    Attributes:
+        group: The entry of `sweep.merges` that it comes from.
+        values: What varies -> its value here.
+        dev: Average over benchmarks on the dev split, in [0, 1].
+        dev_error: Its standard error over sources.
+        objective: What the search maximised, on the dev split.
+        is_selected: Whether it is the best of its group by that.
+    """
+
+    group: str
+    values: dict[str, Any]
+    dev: float
+    dev_error: float
+    objective: float
+    is_selected: bool
+
+
+@dataclass(frozen=True)
 class RunResults:
     """Everything that the table, the report and MLflow show of one run.
 
@@ -83,6 +104,7 @@ class RunResults:
             Empty in results of older versions.
         differences: Merged model -> its average minus that of `baseline_model`, paired by sample,
             and the standard error of that over sources. Empty in results of older versions.
+        sweep: Name of a sweep's merge -> how it was found.
     """
 
     name: str
@@ -95,6 +117,7 @@ class RunResults:
     model_norms: dict[str, dict[str, float]] = field(default_factory=dict)
     averages: dict[str, tuple[float, float]] = field(default_factory=dict)
     differences: dict[str, tuple[float, float]] = field(default_factory=dict)
+    sweep: dict[str, SweepPoint] = field(default_factory=dict)
 
     def models(self) -> list[str]:
         """Names of the table's rows, in order."""
@@ -157,4 +180,5 @@ def read_results(folder: Path) -> RunResults:
     merges = tuple(MergeSummary(**merge) for merge in rest.pop("merges"))
     for name in ("averages", "differences"):
         rest[name] = {model: (value, error) for model, (value, error) in rest.get(name, {}).items()}
+    rest["sweep"] = {name: SweepPoint(**each) for name, each in rest.get("sweep", {}).items()}
     return RunResults(rows=tuple(ResultRow(**row) for row in rows), merges=merges, **rest)
