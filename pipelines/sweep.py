@@ -8,6 +8,7 @@ that got further points, goes on.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -110,6 +111,7 @@ def run_sweep(
         _search(state, search)
         make_merges(_kept_merges(state), workers, _statistics(config))
         _tidy(state)
+        shutil.rmtree(_statistics(config), ignore_errors=True)
         merges, candidates = _everything_scored(state)
         held_out = scoring.collect(merges, candidates, held_out_part(sweep.dev_share))
         dev = scoring.collect(merges, candidates, dev_part(sweep.dev_share))
@@ -314,5 +316,5 @@ def _sweep_facts(state: _State) -> dict[str, str]:
 
 
 def _statistics(config: RunConfig) -> Path:
-    """Where statistics are kept that all waves share."""
+    """Where statistics are kept that all waves share, until the search is over."""
     return config.folder / "statistics"

@@ -7,7 +7,7 @@ a recording that goes on skips it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import distributions
@@ -78,6 +78,16 @@ class Files:
         first = row.benchmark.partition(" ")[0].partition("/")[0]
         images = own.glob(f"{_literal(row.benchmark)}.jsonl")
         return sorted({*images, *own.glob(f"{_literal(first)}.*.json*")})
+
+    def of_no_benchmark(self, model: str, rows: Sequence[ResultRow]) -> list[Path]:
+        """Files with a model's predictions that none of its rows claims."""
+        own = self.predictions.get(model)
+        if own is None or not own.is_dir():
+            return [] if own is None else [own]
+        claimed = {path for row in rows for path in self.of_benchmark(row)}
+        return sorted(
+            path for path in own.iterdir() if path not in claimed and not path.name.startswith(".")
+        )
 
 
 def _literal(name: str) -> str:
@@ -210,9 +220,8 @@ def _record_model(
         )
         if (manifest := files.manifests.get(model)) is not None and manifest.exists():
             _log_path(client, child, manifest, "manifests")
-        predictions = files.predictions.get(model)
-        if predictions is not None and not any(files.of_benchmark(row) for row in rows):
-            _log_path(client, child, predictions, "predictions")
+        for path in files.of_no_benchmark(model, rows):
+            _log_path(client, child, path, "predictions")
     return child
 
 
