@@ -188,4 +188,10 @@ def _experiment(client: MlflowClient, name: str, uri: str) -> str:
         location = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
     # The kind spares the reader a dialog that asks for it.
     tags = {"mlflow.experimentKind": "custom_model_development"}
-    return client.create_experiment(name, artifact_location=location, tags=tags)
+    try:
+        return client.create_experiment(name, artifact_location=location, tags=tags)
+    except Exception:
+        found = client.get_experiment_by_name(name)  # another run may have made it meanwhile
+        if found is None:
+            raise
+        return found.experiment_id

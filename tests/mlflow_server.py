@@ -23,6 +23,7 @@ default_permission = READ
 database_uri = sqlite:///{folder}/users.db
 admin_username = {user}
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+auth_cache_ttl_seconds = 60
 """
 
 

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -208,7 +209,7 @@ def test_a_slow_server_gets_the_rest_later(
     files = finished_run(swept, tmp_path, track)
     clock = iter([0.0, 1.0, 2.0, *[2000.0] * 100])
     with monkeypatch.context() as patch, pytest.raises(TrackingError, match="1000 s are over"):
-        patch.setattr("pipelines.tracking.time.monotonic", lambda: next(clock))
+        patch.setattr("pipelines.tracking.time", SimpleNamespace(monotonic=lambda: next(clock)))
         track_run(swept, tmp_path, track, **files)
     client = client_of(server)
     before = {run.info.run_id for run in runs_of(client, swept.name)["model"]}
