@@ -9,7 +9,7 @@ from nan_merge.safetensors_file import make_header
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.int64])
-@pytest.mark.parametrize("shape", [(0,), (1,), (3, 5), (7, PAGE)])
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (7, PAGE)])
 def test_it_begins_at_a_page(shape: tuple[int, ...], dtype: type):
     found = aligned_empty(shape, dtype)
     assert found.ctypes.data % PAGE == 0
