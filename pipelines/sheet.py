@@ -20,16 +20,22 @@ MAX_INLINE_COLUMNS = 5
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: a number, its ± (may be empty), and whether it is the best of its column."""
+    """One cell: a number, its ± or interval (may be empty), and whether it is its column's best."""
 
     text: str
     spread: str = ""
     best: bool = False
+    interval: str = ""
+
+    @property
+    def behind(self) -> str:
+        """What stands behind the number: its ± or its interval."""
+        return f"± {self.spread}" if self.spread else f"[{self.interval}]" if self.interval else ""
 
     @property
     def inline(self) -> str:
         """The cell on one line, without its mark."""
-        return f"{self.text} ± {self.spread}" if self.spread else self.text
+        return f"{self.text} {self.behind}" if self.behind else self.text
 
 
 @dataclass(frozen=True)
@@ -43,13 +49,25 @@ class Line:
 
 @dataclass(frozen=True)
 class Sheet:
-    """What every form of a table (terminal, Markdown, HTML) shows."""
+    """What every form of a table (terminal, Markdown, HTML) shows.
+
+    ``groups`` are headings over neighbouring columns, each with how many it spans.
+    """
 
     title: str
     label_header: str
     columns: tuple[str, ...]
     lines: tuple[Line, ...]
     caption: str
+    groups: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def full_columns(self) -> tuple[str, ...]:
+        """Names of the columns that tell them apart where headings cannot span several."""
+        over = [group for group, number in self.groups for _ in range(number)]
+        if not over:
+            return self.columns
+        return tuple(f"{a}, {b}" for a, b in zip(over, self.columns, strict=True))
 
 
 def rich_table(sheet: Sheet, width: int = 100) -> Table:
@@ -69,7 +87,7 @@ def rich_table(sheet: Sheet, width: int = 100) -> Table:
         caption_justify="left",
     )
     table.add_column(sheet.label_header, min_width=12, overflow="fold")
-    for column in sheet.columns:
+    for column in sheet.full_columns:
         table.add_column(Text(column), justify="right", overflow="fold", min_width=5)
     stacked = len(sheet.columns) > MAX_INLINE_COLUMNS
     for label, line in zip(labels, sheet.lines, strict=True):
@@ -89,7 +107,7 @@ def rich_table(sheet: Sheet, width: int = 100) -> Table:
 
 def markdown(sheet: Sheet) -> str:
     """Draw a sheet as a Markdown table with its caption below; the best cells are bold."""
-    header = [sheet.label_header, *map(_escaped, sheet.columns)]
+    header = [sheet.label_header, *map(_escaped, sheet.full_columns)]
     rows = [header, ["---", *["---:"] * len(sheet.columns)]]
     for line in sheet.lines:
         cells = [f"**{cell.inline}**" if cell.best else cell.inline for cell in line.cells]
@@ -124,6 +142,7 @@ def _rich_cell(cell: Cell, *, stacked: bool) -> Text:
     from rich.text import Text
 
     # The mark stands in front, so that digits stand under digits.
-    text = f"{cell.text}\n±{cell.spread}" if stacked and cell.spread else cell.inline
+    behind = cell.behind.replace("± ", "±")
+    text = f"{cell.text}\n{behind}" if stacked and behind else cell.inline
     text = f"*{text}" if cell.best else text
     return Text(text, style="bold" if cell.best else "")

