@@ -35,7 +35,7 @@ def published_sheet(results: RunResults, published: Published) -> Sheet:
         cells += [_average(results, model, asked), _published(_published_average(published, row))]
         before = list(published.scores)[: len(lines)]
         opens = model in merged and not {published.model_of(each) for each in before} & merged
-        label = row if row == model else f"{model} (for {row})"
+        label = row if row == model else f"{model} for {row}"
         lines.append(Line(label, tuple(cells), bool(lines) and opens))
     caption = f"In %: this run's number ± one standard error, then that of {published.source}."
     return Sheet(
@@ -71,7 +71,7 @@ def published_differences_sheet(results: RunResults, published: Published) -> Sh
         columns=(THIS_RUN, PUBLISHED) * (len(benchmarks) + 1),
         lines=tuple(lines),
         caption=(
-            "In percentage points. In brackets: the interval that covers the difference in "
+            "In percentage points. In square brackets: the interval that covers the difference in "
             f"{CONFIDENCE:.0%} of such draws of samples, {REACH:.2f} standard errors to both "
             "sides, paired by sample. It needs some dozens of samples to be right, and says "
             "nothing about fine-tuning with another seed. Where it holds 0, this run does not tell "
@@ -81,9 +81,9 @@ def published_differences_sheet(results: RunResults, published: Published) -> Sh
     )
 
 
-def _groups(published: Published) -> tuple[tuple[str, int], ...]:
+def _groups(published: Published) -> tuple[str, ...]:
     names = [published.columns.get(name, name) for name in published.benchmarks]
-    return tuple((name, 2) for name in (*names, published.average_column))
+    return (*names, published.average_column)
 
 
 def _asked(results: RunResults, benchmarks: list[str]) -> dict[str, str | None]:

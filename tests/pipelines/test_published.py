@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import pytest
 import yaml
 from pydantic import ValidationError
+from rich.console import Console
 from typer.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.published import published_differences_sheet, published_sheet
 from pipelines.published_config import Published
 from pipelines.results import Comparison, ResultRow, RunResults, read_results, write_results
-from pipelines.sheet import markdown
+from pipelines.sheet import markdown, rich_table
 
 PART = "mmlu (3 of 57 subsets)"
 
@@ -66,10 +68,10 @@ def published(**changes) -> Published:
 
 def test_rows_columns_and_order_are_the_published_ones(results):
     sheet = published_sheet(results, published())
-    assert sheet.groups == (("MMLU", 2), ("gsm8k", 2), ("Avg", 2))
+    assert sheet.groups == ("MMLU", "gsm8k", "Avg")
     assert sheet.columns == ("this run", "published") * 3
     assert [line.label for line in sheet.lines] == [
-        "math (for WizardMath)",
+        "math for WizardMath",
         "TA",
         "TA + NAN",
         "Ties",
@@ -118,9 +120,14 @@ def test_a_name_that_the_scores_lack_is_refused(change, message):
         published(**change)
 
 
-def test_markdown_tells_the_columns_apart(results):
-    header = markdown(published_sheet(results, published())).splitlines()[0]
-    assert header.startswith("| Method | MMLU, this run | MMLU, published | gsm8k, this run |")
+def test_where_no_heading_spans_columns_both_numbers_share_one(results):
+    lines = markdown(published_sheet(results, published())).splitlines()
+    assert lines[0] == "| Method | MMLU | gsm8k | Avg |"
+    assert "In round brackets: published." in lines[-1]
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(rich_table(published_sheet(results, published())))
+    text = console.export_text()
+    assert "20.0 (54.2)" in text and "±2.1" in text
 
 
 def test_a_finished_run_is_shown_beside_its_published_numbers(results, tmp_path):
@@ -137,8 +144,8 @@ def test_a_finished_run_is_shown_beside_its_published_numbers(results, tmp_path)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     shown = CliRunner().invoke(app, ["show", str(tmp_path), "--published", "--markdown"])
     assert shown.exit_code == 0, shown.output
-    assert "| math (for WizardMath) | 20.0 ± 2.1 | 54.2 |" in shown.output
-    assert "| TA + NAN − TA | +10.0 [+0.2, +19.8] | 0.0 |" in shown.output
+    assert "| math for WizardMath | 20.0 ± 2.1 (54.2) |" in shown.output
+    assert "| TA + NAN − TA | +10.0 [+0.2, +19.8] (0.0) |" in shown.output
     del config["published"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     refused = CliRunner().invoke(app, ["show", str(tmp_path), "--published"])
