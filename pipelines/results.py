@@ -68,6 +68,27 @@ class MergeSummary:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """One model's score minus another's, paired by sample.
+
+    Attributes:
+        model: As in `ResultRow`.
+        baseline: The other one.
+        benchmark: As in `ResultRow`; empty for the average over benchmarks.
+        difference: In [-1, 1].
+        standard_error: Of the difference, over clusters of samples, same unit; nan if unknown.
+        num_samples: Samples that both answered.
+    """
+
+    model: str
+    baseline: str
+    benchmark: str
+    difference: float
+    standard_error: float
+    num_samples: int
+
+
+@dataclass(frozen=True)
 class RunResults:
     """Everything that the table, the report and MLflow show of one run.
 
@@ -84,6 +105,8 @@ class RunResults:
             Empty in results of older versions.
         differences: Merged model -> its average minus that of `baseline_model`, paired by sample,
             and the standard error of that over sources. Empty in results of older versions.
+        comparisons: Of the pairs that the run file's ``published`` names, on every benchmark and
+            on average. Empty for image tasks and in results of older versions.
     """
 
     name: str
@@ -96,6 +119,7 @@ class RunResults:
     model_norms: dict[str, dict[str, float]] = field(default_factory=dict)
     averages: dict[str, tuple[float, float]] = field(default_factory=dict)
     differences: dict[str, tuple[float, float]] = field(default_factory=dict)
+    comparisons: tuple[Comparison, ...] = ()
 
     def models(self) -> list[str]:
         """Names of the table's rows, in order."""
@@ -171,6 +195,7 @@ def read_results(folder: Path) -> RunResults:
     )
     rest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     merges = tuple(MergeSummary(**merge) for merge in rest.pop("merges"))
+    rest["comparisons"] = tuple(Comparison(**each) for each in rest.get("comparisons", ()))
     for name in ("averages", "differences"):
         found = rest.get(name, {})
         rest[name] = {model: (value, _error(error)) for model, (value, error) in found.items()}
