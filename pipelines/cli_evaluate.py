@@ -44,6 +44,13 @@ class DtypeName(StrEnum):
     FLOAT32 = "float32"
 
 
+class EngineName(StrEnum):
+    """Who asks and scores."""
+
+    NAN_MERGE = "nan-merge"
+    OPENCOMPASS = "opencompass"
+
+
 class ScorerChoice(StrEnum):
     """A profile's scorers."""
 
@@ -56,6 +63,7 @@ class ScorerChoice(StrEnum):
     "nan-merge evaluate merged/ --benchmarks mmlu --profile mmlu=oc-gen-5shot --limit 10\n\n"
     "nan-merge evaluate org/model@main --benchmarks gsm8k --backend transformers --dtype float32"
     "\n\nnan-merge evaluate merged/ --benchmarks mmlu --subsets anatomy,astronomy"
+    "\n\nnan-merge evaluate merged/ --benchmarks bbh --engine opencompass"
 )
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder or hub id.")],
@@ -105,6 +113,19 @@ def evaluate(
             help="Apply the model's chat template or not, whatever the profile says.",
         ),
     ] = None,
+    engine: Annotated[
+        EngineName,
+        typer.Option(help="Who asks and scores: this program, or OpenCompass as it is."),
+    ] = EngineName.NAN_MERGE,
+    opencompass_python: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="For --engine opencompass: the interpreter of the environment that has it; "
+            ".venv-opencompass/bin/python if absent.",
+            envvar="NAN_MERGE_OPENCOMPASS",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of results; runs/evaluations/MODEL if absent."),
@@ -117,7 +138,7 @@ def evaluate(
     """
     with explain_errors(debug):
         from pipelines.language_command import evaluate_command
-        from pipelines.language_config import BackendSpec, BenchmarkSpec
+        from pipelines.language_config import BackendSpec, BenchmarkSpec, EngineSpec
 
         profiles = _profiles(profile or (), _names(benchmarks))
         specs = [
@@ -140,7 +161,8 @@ def evaluate(
                 "max_length": max_length,
             }
         )
-        evaluate_command(model, specs, spec, open_console(), data=data, output=output)
+        asker = EngineSpec(name=engine.value, python=opencompass_python)
+        evaluate_command(model, specs, spec, open_console(), data=data, output=output, engine=asker)
 
 
 @app.command(
