@@ -21,13 +21,17 @@ from evaluators.torchvision_repair import repair
 from nan_merge.errors import ConfigError, DataError, EvaluationError
 from pipelines import language_command
 from pipelines.cli import app
-from pipelines.language_collect import column_names
+from pipelines.config import RunConfig
+from pipelines.evaluate import Candidate
+from pipelines.language_collect import column_names, score_language_models
 from pipelines.language_command import evaluate_command, rescore_command
 from pipelines.language_config import BackendSpec, BenchmarkSpec, EngineSpec
 from pipelines.language_engine import open_benchmarks
 from pipelines.language_records import find_records
 from pipelines.opencompass_engine import check_opencompass
 from pipelines.opencompass_profiles import for_opencompass
+from pipelines.preflight import check_run
+from pipelines.run import RunModels
 from tests import tiny_language_model as tiny
 from tests.fake_opencompass import FakeOpenCompass
 
@@ -334,3 +338,45 @@ def test_the_run_file_takes_its_name_or_its_options():
     long = {"name": "opencompass", "python": "/oc/bin/python", "requests": 8}
     found = Evaluate.model_validate({"benchmarks": ["bbh"], "engine": long}).engine
     assert (found.python, found.requests) == (Path("/oc/bin/python"), 8)
+
+
+def test_in_a_run_it_asks_every_model_and_its_column_names_it(made, fake, server, tmp_path):
+    config = run_config(made, fake, tmp_path, "gsm8k")
+    candidates = [
+        Candidate(name, made / "model", tmp_path / "run" / "predictions" / name.lower())
+        for name in ("Pretrained", "math")
+    ]
+    scored = score_language_models(config, RunModels("", ()), [], candidates, Here())  # type: ignore[arg-type]
+    assert [(row.model, row.benchmark, row.num_samples) for row in scored.rows] == [
+        ("Pretrained", "gsm8k (opencompass)", 3),
+        ("math", "gsm8k (opencompass)", 3),
+    ]
+    assert scored.rows[0].value == pytest.approx(2 / 3)
+    assert scored.facts["engine"] == "OpenCompass 0.5.4"
+    protocol = scored.facts["protocol of gsm8k/opencompass:gsm8k_gen_1d7fe4"]
+    assert "gsm8k_gen_1d7fe4.py, asked and scored by itself" in protocol
+    assert len(list((tmp_path / "run" / "opencompass").iterdir())) == 2
+
+
+def test_a_run_that_it_cannot_ask_is_refused_before_anything_runs(made, fake, tmp_path):
+    config = run_config(made, fake, tmp_path, {"name": "mmlu", "profile": "oc-ppl"})
+    with pytest.raises(ConfigError, match="cannot ask mmlu/oc-ppl"):
+        check_run(config)
+
+
+def run_config(made: Path, fake: FakeOpenCompass, folder: Path, benchmark: object) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": "small",
+            "run_folder": folder / "run",
+            "base": str(made / "model"),
+            "models": [{"path": str(made / "model"), "name": "math"}],
+            "evaluate": {
+                "benchmarks": [benchmark],
+                "limit": 3,
+                "data": made / "data",
+                "engine": {"name": "opencompass", "python": fake.python},
+            },
+            "track": {"mlflow": False},
+        }
+    )
