@@ -51,6 +51,14 @@ class EngineName(StrEnum):
     OPENCOMPASS = "opencompass"
 
 
+class DeviceName(StrEnum):
+    """Where transformers computes."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 class ScorerChoice(StrEnum):
     """A profile's scorers."""
 
@@ -90,9 +98,7 @@ def evaluate(
         BackendName, typer.Option(help="What the model runs on.")
     ] = BackendName.VLLM,
     dtype: Annotated[DtypeName, typer.Option(help="Type of the arithmetic.")] = DtypeName.BFLOAT16,
-    device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="For transformers: auto, cpu or cuda.")
-    ] = "auto",
+    device: Annotated[DeviceName, typer.Option(help="For transformers.")] = DeviceName.AUTO,
     tensor_parallel: Annotated[
         int, typer.Option(min=1, metavar="N", help="For vLLM: GPUs that the model is spread over.")
     ] = 1,
@@ -140,6 +146,8 @@ def evaluate(
         from pipelines.language_command import evaluate_command
         from pipelines.language_config import BackendSpec, BenchmarkSpec, EngineSpec
 
+        if not _names(benchmarks):
+            raise ConfigError("--benchmarks names none; give some, e.g. --benchmarks mmlu,gsm8k.")
         profiles = _profiles(profile or (), _names(benchmarks))
         specs = [
             BenchmarkSpec(
@@ -155,7 +163,7 @@ def evaluate(
             {
                 "name": backend.value,
                 "dtype": dtype.value,
-                "device": device,
+                "device": device.value,
                 "tensor_parallel": tensor_parallel,
                 "eager": eager,
                 "max_length": max_length,

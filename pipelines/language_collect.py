@@ -17,6 +17,7 @@ from pipelines.evaluate import Candidate
 from pipelines.language_benchmarks import OWN_ENGINE, OpenBenchmark
 from pipelines.language_engine import answer_by_engine, as_answered, open_benchmarks
 from pipelines.language_evaluate import LanguageCandidate
+from pipelines.language_losses import lost_answers, lost_notes
 from pipelines.language_records import Record
 from pipelines.language_scores import first_scorer, outcomes_of
 from pipelines.results import ResultRow, RunResults, baseline_model
@@ -88,12 +89,24 @@ def score_language_models(
         for benchmark in benchmarks
     }
     recipes: dict[str, MergeRecipe | None] = {name: recipe for name, recipe, _ in merges}
+    lost = {column: _outcomes(judged, column) for column in labels.values()}
     return ScoredModels(
         rows=_rows(judged, [each.name for each in candidates], recipes),
         facts=_facts(benchmarks, wanted.backend.name, wanted.backend.dtype)
-        | {"engine": ", ".join({record.info.source: None for record in records.values()})},
+        | {"engine": ", ".join({record.info.source: None for record in records.values()})}
+        | {f"without an answer, {name}": lost_answers(found) for name, found in lost.items()},
         with_averages=lambda results: _with_averages(results, judged),
+        notes=tuple(note for name, found in lost.items() for note in lost_notes(name, found)),
     )
+
+
+def _outcomes(judged: Mapping[tuple[str, str], Judged], column: str) -> dict[str, list[Outcome]]:
+    """Of every model on one benchmark."""
+    return {
+        model: [each for outcomes in found.by_subset.values() for each in outcomes]
+        for (model, name), found in judged.items()
+        if name == column
+    }
 
 
 def column_names(benchmarks: Sequence[OpenBenchmark]) -> dict[str, str]:
