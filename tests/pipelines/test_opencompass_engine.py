@@ -32,8 +32,9 @@ from pipelines.opencompass_engine import check_opencompass
 from pipelines.opencompass_profiles import for_opencompass
 from pipelines.preflight import check_run
 from pipelines.run import RunModels
-from tests import tiny_language_model as tiny
+from tests.benchmark_folders import write_gsm8k, write_mmlu
 from tests.fake_opencompass import FakeOpenCompass
+from tests.language_checkpoints import make_tiny_llama
 
 repair()
 pytest.importorskip("transformers", reason="transformers is not installed")
@@ -81,9 +82,9 @@ class Server:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
-    tiny.make_model(folder / "model")
-    tiny.write_mmlu(folder / "data" / "mmlu", 4)
-    tiny.write_gsm8k(folder / "data" / "gsm8k", 6)
+    make_tiny_llama(folder / "model")
+    write_mmlu(folder / "data" / "mmlu", 4)
+    write_gsm8k(folder / "data" / "gsm8k", 6)
     return folder
 
 
