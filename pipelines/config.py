@@ -26,7 +26,7 @@ from nan_merge.recipe import (
 from nan_merge.schema import StrictModel
 from pipelines.cluster_config import Cluster
 from pipelines.language_benchmarks import is_own_benchmark, language_benchmark_names
-from pipelines.language_config import Backend, BackendSpec, BenchmarkSpec
+from pipelines.language_config import Backend, BackendSpec, BenchmarkSpec, Engine, EngineSpec
 from pipelines.masking import hide_passwords
 from pipelines.published_config import Published
 
@@ -120,6 +120,8 @@ class Evaluate(StrictModel):
     """Images that go through a model at once."""
     backend: Backend = BackendSpec()
     """What language models run on: a name, or `{name: ..., dtype: ...}`."""
+    engine: Engine = EngineSpec()
+    """Who asks language models: nan-merge, or opencompass, or `{name: ..., python: ...}`."""
     data: Path | None = None
     """Folder of language benchmarks' data; `$NAN_MERGE_DATA` if absent."""
     limit: int | None = Field(default=None, ge=1)

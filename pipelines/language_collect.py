@@ -16,10 +16,12 @@ from nan_merge.recipe import MergeRecipe
 from pipelines.collect import ScoredModels, row_of
 from pipelines.config import PRETRAINED, RunConfig
 from pipelines.evaluate import Candidate
-from pipelines.language_benchmarks import OpenBenchmark, open_benchmark
+from pipelines.language_benchmarks import OWN_ENGINE, OpenBenchmark
 from pipelines.language_config import BackendSpec
-from pipelines.language_evaluate import LanguageCandidate, answer_benchmarks
+from pipelines.language_engine import answer_by_engine, as_answered, open_benchmarks
+from pipelines.language_evaluate import LanguageCandidate
 from pipelines.language_losses import lost_answers, lost_notes
+from pipelines.language_records import Record
 from pipelines.language_scores import first_scorer, outcomes_of
 from pipelines.published_config import Published
 from pipelines.results import Comparison, ResultRow, RunResults, baseline_model
@@ -75,21 +77,17 @@ def score_language_models(
     A benchmark's value is the unweighted mean over the subsets that are asked.
     """
     wanted, data = config.evaluate, config.evaluate.data
-    benchmarks = [open_benchmark(spec, data) for spec in wanted.language_benchmarks]
+    benchmarks = open_benchmarks(wanted.language_benchmarks, data, wanted.engine)
     asked = [
         LanguageCandidate(each.name, str(each.folder), each.predictions) for each in candidates
     ]
-    records = answer_benchmarks(asked, benchmarks, wanted.backend.options(), workers)
+    records = answer_by_engine(
+        asked, benchmarks, wanted.engine, wanted.backend, config.folder, workers
+    )
     labels = column_names(benchmarks)
     judged = {
         (candidate.name, labels[benchmark.name]): _judge(
-            outcomes_of(
-                records[candidate.name, benchmark.name],
-                benchmark,
-                first_scorer(benchmark),
-                benchmark.asked,
-            ),
-            benchmark.name,
+            records[candidate.name, benchmark.name], benchmark
         )
         for candidate in candidates
         for benchmark in benchmarks
@@ -99,6 +97,7 @@ def score_language_models(
     return ScoredModels(
         rows=_rows(judged, [each.name for each in candidates], recipes),
         facts=_facts(benchmarks, wanted.backend)
+        | {"engine": ", ".join({record.info.source: None for record in records.values()})}
         | {f"without an answer, {name}": lost_answers(found) for name, found in lost.items()},
         with_averages=lambda results: replace(
             _with_averages(results, judged),
@@ -119,7 +118,8 @@ def _outcomes(judged: Mapping[tuple[str, str], Judged], column: str) -> dict[str
 
 def column_names(benchmarks: Sequence[OpenBenchmark]) -> dict[str, str]:
     """`OpenBenchmark.name` -> column: the benchmark's own name, with its profile where that
-    is needed to tell two apart, and with the number of subsets where not all are asked.
+    is needed to tell two apart, with the number of subsets where not all are asked, and with the
+    engine where that is not this project.
     """
     own = [each.profile.benchmark for each in benchmarks]
     names: dict[str, str] = {}
@@ -128,15 +128,18 @@ def column_names(benchmarks: Sequence[OpenBenchmark]) -> dict[str, str]:
         num_subsets = len({sample.subset for sample in each.samples if sample.id in each.asked})
         if num_subsets < len(each.profile.subsets):
             name += f" ({num_subsets} of {len(each.profile.subsets)} subsets)"
+        if each.engine != OWN_ENGINE:
+            name += f" ({each.engine})"
         names[each.name] = name
     return names
 
 
-def _judge(outcomes: Sequence[Outcome], benchmark: str) -> Judged:
+def _judge(record: Record, benchmark: OpenBenchmark) -> Judged:
+    opened = as_answered(record, benchmark)
     by_subset: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
+    for outcome in outcomes_of(record, opened, first_scorer(opened), benchmark.asked):
         by_subset.setdefault(outcome.sample.subset, []).append(outcome)
-    return Judged(benchmark, by_subset)
+    return Judged(benchmark.name, by_subset)
 
 
 def _rows(
@@ -210,8 +213,10 @@ def _facts(benchmarks: Sequence[OpenBenchmark], backend: BackendSpec) -> dict[st
     for each in benchmarks:
         upstream = each.profile.upstream
         facts[f"digest of {each.name}"] = each.digest[:16]
+        own = each.engine == OWN_ENGINE
+        whose = f"commit {upstream.commit[:12]}" if own else "asked and scored by itself"
         facts[f"protocol of {each.name}"] = (
-            f"{upstream.repository}, {upstream.file}, commit {upstream.commit[:12]}; "
+            f"{upstream.repository}, {upstream.file}, {whose}; "
             f"{len(each.asked):,} of {len(each.samples):,} samples; chat template "
             f"{'applied' if each.uses_chat_template else 'not applied'}"
         )
