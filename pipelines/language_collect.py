@@ -16,6 +16,7 @@ from pipelines.config import PRETRAINED, RunConfig
 from pipelines.evaluate import Candidate
 from pipelines.language_benchmarks import OpenBenchmark, open_benchmark
 from pipelines.language_evaluate import LanguageCandidate, answer_benchmarks
+from pipelines.language_records import Record
 from pipelines.language_scores import first_scorer, outcomes_of
 from pipelines.results import ResultRow, RunResults, baseline_model
 from pipelines.workers import Workers
@@ -90,11 +91,22 @@ def score_language_models(
         for benchmark in benchmarks
     }
     recipes: dict[str, MergeRecipe | None] = {name: recipe for name, recipe, _ in merges}
+    files = {
+        candidate.name: {
+            labels[benchmark.name]: _relative(records[candidate.name, benchmark.name], config)
+            for benchmark in benchmarks
+        }
+        for candidate in candidates
+    }
     return ScoredModels(
         rows=_rows(judged, [each.name for each in candidates], recipes),
         facts=_facts(benchmarks, wanted.backend.name, wanted.backend.dtype),
-        with_averages=lambda results: _with_averages(results, judged),
+        with_averages=lambda results: replace(_with_averages(results, judged), predictions=files),
     )
+
+
+def _relative(record: Record, config: RunConfig) -> str:
+    return record.path.relative_to(config.folder).as_posix()
 
 
 def column_names(benchmarks: Sequence[OpenBenchmark]) -> dict[str, str]:

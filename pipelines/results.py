@@ -83,6 +83,8 @@ class RunResults:
             Empty in results of older versions.
         differences: Merged model -> its average minus that of `baseline_model`, paired by sample,
             and the standard error of that over sources. Empty in results of older versions.
+        predictions: Model -> benchmark -> file of its answers, relative to the run folder. Empty
+            in results of older versions.
     """
 
     name: str
@@ -95,6 +97,7 @@ class RunResults:
     model_norms: dict[str, dict[str, float]] = field(default_factory=dict)
     averages: dict[str, tuple[float, float]] = field(default_factory=dict)
     differences: dict[str, tuple[float, float]] = field(default_factory=dict)
+    predictions: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def models(self) -> list[str]:
         """Names of the table's rows, in order."""

@@ -20,16 +20,18 @@ MAX_INLINE_COLUMNS = 5
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: a number, its ± (may be empty), and whether it is the best of its column."""
+    """One cell: a number, its ± (may be empty), whether it stands out, and a second line."""
 
     text: str
     spread: str = ""
     best: bool = False
+    below: str = ""
 
     @property
     def inline(self) -> str:
         """The cell on one line, without its mark."""
-        return f"{self.text} ± {self.spread}" if self.spread else self.text
+        text = f"{self.text} ± {self.spread}" if self.spread else self.text
+        return f"{text} ({self.below})" if self.below else text
 
 
 @dataclass(frozen=True)
@@ -125,5 +127,6 @@ def _rich_cell(cell: Cell, *, stacked: bool) -> Text:
 
     # The mark stands in front, so that digits stand under digits.
     text = f"{cell.text}\n±{cell.spread}" if stacked and cell.spread else cell.inline
+    text = f"{cell.text}\n{cell.below}" if cell.below else text
     text = f"*{text}" if cell.best else text
     return Text(text, style="bold" if cell.best else "")
