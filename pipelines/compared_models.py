@@ -17,7 +17,7 @@ from pipelines.config import RunConfig
 from pipelines.image_records import info_path
 from pipelines.language_benchmarks import OpenBenchmark, find_profile, open_benchmark
 from pipelines.language_config import BenchmarkSpec
-from pipelines.language_records import Record, RecordInfo, find_records
+from pipelines.language_records import OWN_SOURCE, Record, RecordInfo, find_records
 from pipelines.language_scores import benchmark_of, first_scorer, outcomes_of
 from pipelines.outcomes import Outcomes, image_outcomes, language_outcomes, unfinished
 from pipelines.results import RunResults, baseline_model, read_results
@@ -265,7 +265,7 @@ def _read_info(path: Path) -> RecordInfo:
 
 def _spec_of(info: RecordInfo, folder: Path) -> BenchmarkSpec | None:
     """How a run asked a benchmark, if it asked only some of its samples; else None."""
-    if not (folder / "run.json").is_file():
+    if info.source != OWN_SOURCE or not (folder / "run.json").is_file():
         return None
     content: Any = yaml.safe_load(read_run(folder).config_yaml)
     config = RunConfig.model_validate(content)
