@@ -34,7 +34,7 @@ def refuse_other_questions(candidate: Outcomes, baseline: Outcomes) -> None:
         found, other = candidate.asked_as.get(what, ""), baseline.asked_as.get(what, "")
         if found != other:
             raise DataError(
-                f"{candidate.benchmark}: {names} cannot be paired, their {what} differs: "
+                f"{candidate.benchmark}: {names} cannot be paired, they differ in {what}: "
                 f"{_short(found)} and {_short(other)} ({candidate.path}, {baseline.path}). "
                 f"{MENDS.get(what, 'Evaluate both in the same way')}."
             )
