@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from evaluators.answers import Answer
 from evaluators.profiles import Profile, ScorerName, Verdict
 from evaluators.samples import Sample
-from evaluators.scores import Score, score_accuracy, score_average
+from evaluators.scores import Score, score_accuracy, score_weighted
 
 METRIC = "accuracy"
 
@@ -127,5 +127,9 @@ def score_benchmark(
 
 
 def _macro(name: str, by_subset: Mapping[str, Sequence[Outcome]]) -> Score:
-    average = score_average(by_subset, METRIC)
-    return Score(name, METRIC, average.value, average.standard_error, average.num_samples)
+    share = 1 / len(by_subset)
+    parts = [
+        (share, [(each.cluster_id, float(each.is_correct)) for each in outcomes])
+        for outcomes in by_subset.values()
+    ]
+    return score_weighted(name, METRIC, parts)

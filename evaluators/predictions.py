@@ -56,7 +56,9 @@ def write_predictions(path: Path, key: str, predictions: Iterable[Record]) -> No
     records = list(predictions)
     lines = [json.dumps({"key": key, "num_samples": len(records)})]
     lines += [json.dumps(asdict(record), ensure_ascii=False) for record in records]
-    write_text_atomically(path, "\n".join(lines) + "\n")
+    text = "\n".join(lines) + "\n"
+    # Half a surrogate pair, of broken data, has no UTF-8; "\ud83d" is what JSON writes for it.
+    write_text_atomically(path, text.encode(errors="backslashreplace").decode())
 
 
 def read_key(path: Path) -> str | None:

@@ -29,6 +29,7 @@ from evaluators.backends.vllm_environment import (
     require_vllm,
 )
 from evaluators.rendering import check_chat_template, load_tokenizer
+from nan_merge.checkpoint import open_checkpoint
 from nan_merge.errors import EvaluationError
 
 HOST = "127.0.0.1"
@@ -82,13 +83,12 @@ def serve_model(
         start_seconds: How long it may take to start.
 
     Raises:
-        CheckpointError: If the tokenizer cannot be loaded.
+        CheckpointError: If there are no weights, or the tokenizer cannot be loaded.
         EvaluationError: If there is no chat template, the port is taken, or the server does not
             start; its own last words are in the message.
         MissingExtraError: If vLLM is not installed.
     """
-    require_vllm()
-    check_chat_template(load_tokenizer(folder), folder)
+    check_servable(folder, port)
     port = _free_port(port)
     model = name or folder.resolve().name
     options = ["--served-model-name", model, "--dtype", dtype]
@@ -116,6 +116,14 @@ def serve_model(
     finally:
         _end(process)
         shutil.rmtree(workplace, ignore_errors=True)
+
+
+def check_servable(folder: Path, port: int) -> None:
+    """See in a second what would fail after a minute; for errors see `serve_model`."""
+    require_vllm()
+    open_checkpoint(str(folder))
+    check_chat_template(load_tokenizer(folder), folder)
+    _free_port(port)
 
 
 def _command(folder: Path, port: int, options: Sequence[str]) -> list[str]:

@@ -44,6 +44,14 @@ class DtypeName(StrEnum):
     FLOAT32 = "float32"
 
 
+class DeviceName(StrEnum):
+    """Where transformers computes."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 class ScorerChoice(StrEnum):
     """A profile's scorers."""
 
@@ -82,9 +90,7 @@ def evaluate(
         BackendName, typer.Option(help="What the model runs on.")
     ] = BackendName.VLLM,
     dtype: Annotated[DtypeName, typer.Option(help="Type of the arithmetic.")] = DtypeName.BFLOAT16,
-    device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="For transformers: auto, cpu or cuda.")
-    ] = "auto",
+    device: Annotated[DeviceName, typer.Option(help="For transformers.")] = DeviceName.AUTO,
     tensor_parallel: Annotated[
         int, typer.Option(min=1, metavar="N", help="For vLLM: GPUs that the model is spread over.")
     ] = 1,
@@ -119,6 +125,8 @@ def evaluate(
         from pipelines.language_command import evaluate_command
         from pipelines.language_config import BackendSpec, BenchmarkSpec
 
+        if not _names(benchmarks):
+            raise ConfigError("--benchmarks names none; give some, e.g. --benchmarks mmlu,gsm8k.")
         profiles = _profiles(profile or (), _names(benchmarks))
         specs = [
             BenchmarkSpec(
@@ -134,7 +142,7 @@ def evaluate(
             {
                 "name": backend.value,
                 "dtype": dtype.value,
-                "device": device,
+                "device": device.value,
                 "tensor_parallel": tensor_parallel,
                 "eager": eager,
                 "max_length": max_length,

@@ -31,11 +31,13 @@ class ScoredModels:
         rows: Of the table.
         facts: What was asked, for the report.
         with_averages: Adds averages over benchmarks, and differences to the baseline.
+        notes: What a reader of the table should know.
     """
 
     rows: tuple[ResultRow, ...]
     facts: dict[str, str]
     with_averages: Callable[[RunResults], RunResults]
+    notes: tuple[str, ...] = ()
 
 
 def result_rows(

@@ -26,7 +26,7 @@ from nan_merge.recipe import (
 from nan_merge.schema import StrictModel
 from pipelines.cluster_config import Cluster
 from pipelines.gate_config import Gate
-from pipelines.language_benchmarks import language_benchmark_names
+from pipelines.language_benchmarks import is_own_benchmark, language_benchmark_names
 from pipelines.language_config import Backend, BackendSpec, BenchmarkSpec
 from pipelines.masking import hide_passwords
 
@@ -167,7 +167,7 @@ class Evaluate(StrictModel):
 
 def is_language_benchmark(name: str) -> bool:
     """Whether a name is of a benchmark for language models, or of a file that describes one."""
-    return name in language_benchmark_names() or name.endswith((".yaml", ".yml"))
+    return name in language_benchmark_names() or is_own_benchmark(name)
 
 
 class Published(StrictModel):

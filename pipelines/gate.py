@@ -8,6 +8,7 @@ significant difference" never passes by itself: a small test set is inconclusive
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -149,8 +150,8 @@ def _judged(found: Finding, rules: Rules) -> Finding:
     verdict: Verdict = "inconclusive"
     if n < rules.min_samples:
         reason = f"{n:,} samples are fewer than {rules.min_samples:,}"
-    elif found.difference.num_clusters < 2:
-        reason = "all samples share one source, so nothing says how sure the scores are"
+    elif math.isnan(found.difference.standard_error):
+        reason = "all samples of a subset share one source, so nothing says how sure its score is"
     elif found.noise is not None and found.noise >= margin:
         reason = (
             f"the baseline differs from itself by up to {found.noise * 100:.1f} points, so a "

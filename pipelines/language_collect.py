@@ -16,6 +16,7 @@ from pipelines.config import PRETRAINED, RunConfig
 from pipelines.evaluate import Candidate
 from pipelines.language_benchmarks import OpenBenchmark, open_benchmark
 from pipelines.language_evaluate import LanguageCandidate, answer_benchmarks
+from pipelines.language_losses import lost_answers, lost_notes
 from pipelines.language_records import Record
 from pipelines.language_scores import first_scorer, outcomes_of
 from pipelines.results import ResultRow, RunResults, baseline_model
@@ -91,22 +92,35 @@ def score_language_models(
         for benchmark in benchmarks
     }
     recipes: dict[str, MergeRecipe | None] = {name: recipe for name, recipe, _ in merges}
-    files = {
-        candidate.name: {
-            labels[benchmark.name]: _relative(records[candidate.name, benchmark.name], config)
-            for benchmark in benchmarks
-        }
-        for candidate in candidates
-    }
+    lost = {column: _outcomes(judged, column) for column in labels.values()}
+    files = _files(records, labels, config.folder)
     return ScoredModels(
         rows=_rows(judged, [each.name for each in candidates], recipes),
-        facts=_facts(benchmarks, wanted.backend.name, wanted.backend.dtype),
+        facts=_facts(benchmarks, wanted.backend.name, wanted.backend.dtype)
+        | {f"without an answer, {name}": lost_answers(found) for name, found in lost.items()},
         with_averages=lambda results: replace(_with_averages(results, judged), predictions=files),
+        notes=tuple(note for name, found in lost.items() for note in lost_notes(name, found)),
     )
 
 
-def _relative(record: Record, config: RunConfig) -> str:
-    return record.path.relative_to(config.folder).as_posix()
+def _files(
+    records: Mapping[tuple[str, str], Record], labels: Mapping[str, str], folder: Path
+) -> dict[str, dict[str, str]]:
+    """Model -> column -> its record, relative to the run folder."""
+    files: dict[str, dict[str, str]] = {}
+    for (model, benchmark), record in records.items():
+        path = record.path.relative_to(folder).as_posix()
+        files.setdefault(model, {})[labels[benchmark]] = path
+    return files
+
+
+def _outcomes(judged: Mapping[tuple[str, str], Judged], column: str) -> dict[str, list[Outcome]]:
+    """Of every model on one benchmark."""
+    return {
+        model: [each for outcomes in found.by_subset.values() for each in outcomes]
+        for (model, name), found in judged.items()
+        if name == column
+    }
 
 
 def column_names(benchmarks: Sequence[OpenBenchmark]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from pipelines.imported import imported_benchmark
 from pipelines.language_benchmarks import OpenBenchmark, open_benchmark
 from pipelines.language_config import BenchmarkSpec
 from pipelines.language_records import OWN_SOURCE, Record
-from pipelines.sheet import MISSING, Cell, Line, Sheet
+from pipelines.sheet import MISSING, UNKNOWN_ERRORS, Cell, Line, Sheet, spread_in_percent
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def scores_sheet(scored: Sequence[ScoredRecord], title: str) -> Sheet:
         "Accuracy in %; score: unweighted mean over all subsets; micro: mean over samples; ±: one "
         "standard error over clusters of samples; abstained: no answer was found in it, counted "
         "as wrong; truncated: cut off at the most tokens."
-    )
+    ) + _about_errors(lines)
     columns = ("score", "micro", "n", "abstained", "truncated")
     return Sheet(title, "benchmark", columns, lines, caption)
 
@@ -153,6 +152,7 @@ def groups_sheet(scored: Sequence[ScoredRecord]) -> Sheet | None:
     if not lines:
         return None
     caption = "Accuracy in %; of a group, the unweighted mean over its subsets; ±: standard error."
+    caption += _about_errors(lines)
     return Sheet("Groups", "group", ("score", "n"), tuple(lines), caption)
 
 
@@ -210,6 +210,10 @@ def _cells(scores: BenchmarkScores) -> tuple[Cell, ...]:
     )
 
 
+def _about_errors(lines: Sequence[Line]) -> str:
+    is_unknown = any(cell.spread == MISSING for line in lines for cell in line.cells)
+    return UNKNOWN_ERRORS if is_unknown else ""
+
+
 def _score_cell(score: Score) -> Cell:
-    spread = "" if math.isnan(score.standard_error) else f"{score.standard_error * 100:.1f}"
-    return Cell(f"{score.value * 100:.1f}", spread)
+    return Cell(f"{score.value * 100:.1f}", spread_in_percent(score.standard_error))

@@ -62,7 +62,8 @@ class Difference:
 
     Attributes:
         value: The difference of scores, in [-1, 1].
-        standard_error: Over clusters, same unit; nan for a single cluster.
+        standard_error: Over clusters, same unit; nan where a stratum has a single cluster, which
+            shows no spread.
         candidate: The candidate's score.
         baseline: The baseline's score.
         num_samples: Paired samples.
@@ -140,36 +141,66 @@ def joined(parts: list[tuple[Pairs, NDArray[np.str_]]]) -> Pairs:
 def difference_of(pairs: Pairs) -> Difference:
     """The difference of scores with its standard error over clusters.
 
-    The error is sqrt(G / (G - 1) * sum_g r_g^2) for G clusters with residuals
-    r_g = sum_s w_s / n_s * sum_{i in g, s} (x_i - mean_s): `evaluators.scores.score_average` with
-    differences of outcomes and any weights (Liang and Zeger 1986; Miller, arXiv 2411.00640,
-    Eq. 4 and section 4.2).
+    The error is that of `evaluators.scores.score_weighted` with differences of outcomes: for strata
+    s of weight w_s, n_s samples and G_s clusters, sqrt(sum_g r_g^2) with the residuals
+    r_g = sum_s w_s / n_s sqrt(G_s / (G_s - 1)) sum_{i in g, s} (x_i - mean_s) (Liang and Zeger
+    1986; Cochran, Sampling Techniques, section 5.4; Miller, arXiv 2411.00640, section 4.2).
 
     Raises:
         ValueError: If there are no samples, or a stratum has none.
     """
-    value, residuals = _mean(pairs, pairs.differences)
-    reference, of_baseline = _mean(pairs, pairs.baseline.astype(np.float64))
-    score, _ = _mean(pairs, pairs.candidate.astype(np.float64))
-    won, _ = _mean(pairs, (pairs.candidate & ~pairs.baseline).astype(np.float64))
-    lost, _ = _mean(pairs, (pairs.baseline & ~pairs.candidate).astype(np.float64))
-    num_clusters = len(residuals)
+    spread = _Spread(pairs)
+    value, error = spread.mean(pairs.differences)
+    reference, of_baseline = spread.mean(pairs.baseline.astype(np.float64))
+    num_clusters = len(np.unique(pairs.cluster))
     found = Difference(
         value=value,
-        standard_error=_error(residuals),
-        candidate=score,
+        standard_error=error,
+        candidate=spread.mean(pairs.candidate.astype(np.float64))[0],
         baseline=reference,
         num_samples=len(pairs.stratum),
         num_clusters=num_clusters,
         num_strata=len(pairs.weights),
         freedom=max(1, num_clusters - len(cluster_groups(pairs))),
-        won=won,
-        lost=lost,
+        won=spread.mean((pairs.candidate & ~pairs.baseline).astype(np.float64))[0],
+        lost=spread.mean((pairs.baseline & ~pairs.candidate).astype(np.float64))[0],
         num_won=pairs.num_won,
         num_lost=pairs.num_lost,
         effective_samples=math.nan,
     )
-    return replace(found, effective_samples=_effective_samples(pairs, found, _error(of_baseline)))
+    return replace(found, effective_samples=_effective_samples(pairs, found, of_baseline))
+
+
+class _Spread:
+    """Means over strata of any values of the same samples, with their errors over clusters."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        num_strata = len(pairs.weights)
+        self.pairs = pairs
+        self.sizes = np.bincount(pairs.stratum, minlength=num_strata)
+        if not len(pairs.stratum) or not self.sizes.all():
+            raise ValueError("there are no samples to compare")
+        counts = np.bincount(_cells(pairs).stratum, minlength=num_strata)
+        self.lone = counts == 1
+        self.factors = np.sqrt(counts / np.maximum(counts - 1, 1)) * ~self.lone
+
+    def mean(self, values: Floats) -> tuple[float, float]:
+        """Weighted mean and its error; nan where exactly one stratum has a single cluster."""
+        pairs, stratum = self.pairs, self.pairs.stratum
+        means = np.bincount(stratum, weights=values, minlength=len(self.sizes)) / self.sizes
+        parts = (pairs.weights / self.sizes * self.factors)[stratum] * (values - means[stratum])
+        residuals = np.bincount(pairs.cluster, weights=parts)
+        square = math.fsum(residuals**2) + self._between_lone(means)
+        return math.fsum(pairs.weights * means), math.sqrt(square)
+
+    def _between_lone(self, means: Floats) -> float:
+        """Squared error of strata of one cluster each, as if drawn from one stratum."""
+        weights, means = self.pairs.weights[self.lone], means[self.lone]
+        if len(weights) < 2:
+            return math.nan if len(weights) else 0.0
+        centre = (weights * means).sum() / weights.sum()
+        squares = ((weights * (means - centre)) ** 2).sum()
+        return float(squares * len(weights) / (len(weights) - 1))
 
 
 def cluster_groups(pairs: Pairs) -> list[Places]:
@@ -250,26 +281,6 @@ def _resampled_means(content: Floats, num_resamples: int, generator: np.random.G
     return means
 
 
-def _mean(pairs: Pairs, values: Floats) -> tuple[float, Floats]:
-    """Weighted mean over strata, and residuals per cluster (G,)."""
-    num_strata = len(pairs.weights)
-    sizes = np.bincount(pairs.stratum, minlength=num_strata)
-    if not len(values) or not sizes.all():
-        raise ValueError("there are no samples to compare")
-    sums = np.bincount(pairs.stratum, weights=values, minlength=num_strata)
-    means = sums / sizes
-    parts = (pairs.weights / sizes)[pairs.stratum] * (values - means[pairs.stratum])
-    residuals = np.bincount(pairs.cluster, weights=parts).astype(np.float64)
-    return math.fsum(pairs.weights * means), residuals
-
-
-def _error(residuals: Floats) -> float:
-    if len(residuals) < 2:
-        return math.nan
-    factor = len(residuals) / (len(residuals) - 1)
-    return math.sqrt(math.fsum(residuals**2) * factor)
-
-
 def _effective_samples(pairs: Pairs, found: Difference, baseline_error: float) -> float:
     """Independent samples that would be as sure: n, less for unequal weights and for clusters.
 
@@ -280,15 +291,15 @@ def _effective_samples(pairs: Pairs, found: Difference, baseline_error: float) -
     """
     sizes = np.bincount(pairs.stratum, minlength=len(pairs.weights))
     independent = 1 / math.fsum(pairs.weights**2 / sizes)
-    if found.num_clusters < 2:
+    if math.isnan(found.standard_error):
         return 1.0
-    # Of independent samples the factor G / (G - 1) is no effect of the design.
-    factor = 1.0 if found.is_clustered else 1 - 1 / found.num_clusters
+    if not found.is_clustered:
+        return independent
     effects = [1.0]
     variance = found.won + found.lost - found.value**2
     if variance > 0:
-        effects.append(factor * found.standard_error**2 * independent / variance)
-    if found.num_won + found.num_lost < FEW_DISCORDANT and found.is_clustered:
+        effects.append(found.standard_error**2 * independent / variance)
+    if found.num_won + found.num_lost < FEW_DISCORDANT:
         spread = found.baseline * (1 - found.baseline)
         effects.append(baseline_error**2 * independent / spread if spread > 0 else 1.0)
     return independent / max(effects)

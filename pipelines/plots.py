@@ -110,7 +110,8 @@ def _accuracy_panel(
             axis.text(0.5, position, MISSING, transform=across, ha="center", va="center")
             continue
         value, error = score[0] * 100, score[1] * 100
-        axis.errorbar(value, position, xerr=error, fmt="o", ms=5, color=colours[methods[model]])
+        bar = None if math.isnan(error) else error
+        axis.errorbar(value, position, xerr=bar, fmt="o", ms=5, color=colours[methods[model]])
     for model, dashes in _reference_lines(results).items():
         score = _score(results, model, benchmark)
         if score is not None:

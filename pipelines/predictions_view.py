@@ -75,20 +75,21 @@ def show_predictions(
 def _show_record(
     record: Record,
     benchmark: OpenBenchmark,
-    shown: Sequence[Outcome],
+    chosen: Sequence[Outcome],
     num_outcomes: int,
     console: Console,
 ) -> None:
     info = record.info
-    title = f"{info.model}: {benchmark.name}, {len(shown)} of {num_outcomes:,} samples"
+    title = f"{info.model}: {benchmark.name}, {len(chosen)} of {num_outcomes:,} samples"
     console.rule(Text(title, style="bold"))
-    for outcome in shown:
+    for outcome in chosen:
         text = Text()
         verdict = "right" if outcome.is_correct else "wrong"
         text.append(f"\n{outcome.sample_id}: {verdict}\n", "green" if verdict == "right" else "red")
         for name, content in _parts(record, benchmark, outcome):
             text.append(f"{name}:", "bold")
-            text.append(f"\n{content}\n" if "\n" in content else f" {content}\n")
+            shown = content.encode(errors="replace").decode()  # half a surrogate pair is a "?"
+            text.append(f"\n{shown}\n" if "\n" in shown else f" {shown}\n")
         console.print(text, soft_wrap=True)
 
 

@@ -35,14 +35,14 @@ def check_run(config: RunConfig) -> None:
 
 
 def _check_language(config: RunConfig) -> None:
-    from pipelines.language_benchmarks import data_folder, find_profile
+    from pipelines.language_benchmarks import find_profile, folder_of
 
     if config.fine_tunes is None and config.base is None:
         raise ConfigError("A run over your own language models needs `base`, their common base.")
     seen: set[tuple[str, str]] = set()
     for spec in config.evaluate.language_benchmarks:
         profile = find_profile(spec.name, spec.profile)
-        data_folder(profile.benchmark, spec.data or config.evaluate.data)
+        folder_of(spec, profile, config.evaluate.data)
         if (profile.benchmark, profile.name) in seen:
             raise ConfigError(
                 f"evaluate.benchmarks: {profile.benchmark}/{profile.name} is named twice."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import asdict
 from typing import Any
@@ -32,7 +33,7 @@ def safe_key(name: str) -> str:
 
 
 def model_metrics(results: RunResults, model: str) -> dict[str, float]:
-    """Scores with their errors, coefficients and norms of one model."""
+    """Scores with their errors where known, coefficients and norms of one model."""
     metrics: dict[str, float] = {}
     for row in results.rows:
         if row.model == model:
@@ -47,7 +48,7 @@ def model_metrics(results: RunResults, model: str) -> dict[str, float]:
         metrics |= {f"coefficient/{safe_key(k)}": v for k, v in merge.coefficients.items()}
         metrics |= {f"alpha/{safe_key(k)}": v for k, v in merge.alpha.items()}
         metrics |= {f"norm/{safe_key(k)}": v for k, v in merge.norms.items()}
-    return metrics
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
 def model_params(results: RunResults, model: str) -> dict[str, Any]:

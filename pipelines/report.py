@@ -12,7 +12,7 @@ from nan_merge.publish import write_text_atomically
 from pipelines.plots import accuracy_plot, coefficients_plot, norms_plot
 from pipelines.published import published_sheet
 from pipelines.results import RunResults, baseline_model
-from pipelines.sheet import MISSING, Cell, Line, Sheet
+from pipelines.sheet import MISSING, UNKNOWN_ERRORS, Cell, Line, Sheet, spread_in_percent
 from pipelines.table import (
     differences_sheet,
     error_source,
@@ -179,11 +179,11 @@ def baseline_sheet(results: RunResults) -> Sheet | None:
             cells = (Cell(MISSING),) * 3
         else:
             unpaired = (average[0] - reference[0], math.hypot(average[1], reference[1]))
-            points, error = (value * 100 for value in results.differences.get(model, unpaired))
-            ratio = f"{points / error:+.1f}" if error > 0 else MISSING
+            difference, error = results.differences.get(model, unpaired)
+            ratio = f"{difference / error:+.1f}" if error > 0 else MISSING
             cells = (
                 Cell(_percent(average[0])),
-                Cell(f"{points:+.2f}", f"{error:.2f}"),
+                Cell(f"{difference * 100:+.2f}", spread_in_percent(error, 2)),
                 Cell(ratio),
             )
         lines.append(Line(model, cells))
@@ -195,6 +195,8 @@ def baseline_sheet(results: RunResults) -> Sheet | None:
         "same ones, so this is conservative: the true error is smaller, as a rule. "
     )
     caption += "A difference within two errors is not told apart from none by this table."
+    if any(cell.spread == MISSING for line in lines for cell in line.cells):
+        caption += UNKNOWN_ERRORS
     columns = ("average", "difference", "in errors")
     return Sheet(f"Differences to {baseline}", "merged model", columns, tuple(lines), caption)
 
@@ -256,7 +258,7 @@ def _percent(value: float) -> str:
 
 
 def _with_error(average: tuple[float, float]) -> str:
-    return f"{_percent(average[0])} ± {_percent(average[1])}"
+    return f"{_percent(average[0])} ± {spread_in_percent(average[1])}"
 
 
 def _render(template: str, **values: Any) -> str:

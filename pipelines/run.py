@@ -141,7 +141,7 @@ def _run_once(
         model_norms=norms,
     )
     results = scored.with_averages(results)
-    _publish(results, config, candidates, merges, progress)
+    _publish(results, config, candidates, merges, progress, scored.notes)
     return results
 
 
@@ -263,6 +263,7 @@ def _publish(
     candidates: Sequence[Candidate],
     merges: Sequence[tuple[str, MergeRecipe, Path]],
     progress: RunProgress,
+    notes: Sequence[str],
 ) -> None:
     """Write the results, record them, and print them."""
     folder = config.folder
@@ -284,7 +285,7 @@ def _publish(
         except TrackingError as error:
             progress.say(f"warning: {error}")
     progress.console.print(results_table(results, progress.console.width))
-    for note in notes_of(results, merges):
+    for note in [*notes_of(results, merges), *notes]:
         progress.say(note)
     progress.say(f"\nResults   {rows}\nReport    {report}   (open it in a browser)")
     progress.say(f"Show      {command('nan-merge')} show {folder}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MISSING = "—"
+UNKNOWN_ERRORS = f" ± {MISSING}: not known, because one sample alone shows no spread."
+"""What a caption says where an error is unknown."""
 # Seven tasks and an average leave this much of a 100-column terminal to the labels.
 LABEL_WIDTH = 32
 ABBREVIATIONS = (("Task Arithmetic", "TA"), ("task vectors", "τ"), ("task vector", "τ"))
@@ -52,6 +55,11 @@ class Sheet:
     columns: tuple[str, ...]
     lines: tuple[Line, ...]
     caption: str
+
+
+def spread_in_percent(error: float, decimals: int = 1) -> str:
+    """What stands behind a ± for an error in [0, 1]; a dash if it is unknown (nan)."""
+    return MISSING if math.isnan(error) else f"{error * 100:.{decimals}f}"
 
 
 def rich_table(sheet: Sheet, width: int = 100) -> Table:

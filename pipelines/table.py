@@ -8,7 +8,16 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
 from pipelines.results import RunResults
-from pipelines.sheet import MISSING, Cell, Line, Sheet, markdown, rich_table
+from pipelines.sheet import (
+    MISSING,
+    UNKNOWN_ERRORS,
+    Cell,
+    Line,
+    Sheet,
+    markdown,
+    rich_table,
+    spread_in_percent,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,11 +61,13 @@ def results_sheet(results: RunResults) -> Sheet:
     for model in results.models():
         average = results.average(model)
         if average:
-            scores[model, None] = (average[0], _percent(average[1]))
+            scores[model, None] = (average[0], spread_in_percent(average[1]))
     caption = (
         f"{metric_name(results)} in %; ±: one standard error over {error_source(results)}; "
         f"*: best merged model of the column; n = {sample_counts(results)} samples per benchmark."
     )
+    if any(spread == MISSING for _, spread in scores.values()):
+        caption += UNKNOWN_ERRORS
     return _score_sheet(f"{results.name} (seed {results.seed})", results, scores, caption)
 
 

@@ -46,6 +46,13 @@ def test_an_average_over_benchmarks_that_share_sources_by_hand():
     assert (score.benchmark, score.num_samples) == ("average", 6)
 
 
+def test_a_benchmark_of_one_source_makes_the_error_of_an_average_unknown():
+    one, three = answered(("x", 1), ("x", 0)), answered(("y", 0), ("z", 0), ("w", 1))
+    average = score_average({"a": one, "b": three})
+    assert average.value == pytest.approx(5 / 12)
+    assert math.isnan(average.standard_error)
+
+
 def test_an_average_weighs_benchmarks_and_not_samples():
     score = score_average({"a": answered(("x", 1)), "b": answered(("y", 0), ("z", 0), ("w", 0))})
     assert score.value == 0.5

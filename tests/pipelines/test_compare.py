@@ -123,9 +123,7 @@ def test_another_data_digest_is_refused(tmp_path: Path):
 def test_another_profile_is_refused(tmp_path: Path):
     base = write_import(tmp_path / "base", "base", {"gsm8k": "10"}, profile="strict-match")
     tuned = write_import(tmp_path / "tuned", "tuned", {"gsm8k": "11"}, profile="flexible-extract")
-    with pytest.raises(
-        DataError, match="differ in profile: flexible-extract and strict"
-    ):
+    with pytest.raises(DataError, match="differ in profile: flexible-extract and strict"):
         compare(base, tuned)
 
 

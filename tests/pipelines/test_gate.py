@@ -112,7 +112,7 @@ def test_one_source_decides_nothing(tmp_path: Path):
     run = write_image_run(tmp_path / "run", models, cluster_size=N)
     report = decided(run, candidate="worse")
     assert report.verdict == "inconclusive"
-    assert report.findings[0].reason.startswith("all samples share one source")
+    assert report.findings[0].reason.startswith("all samples of a subset share one source")
 
 
 def test_few_sources_decide_less_than_many_samples(tmp_path: Path):

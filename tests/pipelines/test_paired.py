@@ -9,6 +9,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
+from evaluators.scores import score_weighted
 from pipelines.paired import Pairs, bootstrap, cluster_groups, difference_of, joined, pairs_of
 from pipelines.paired_tests import (
     bootstrap_interval,
@@ -55,12 +56,30 @@ def test_a_difference_and_its_error_over_clusters_by_hand():
 
 
 def test_a_macro_average_weighs_subsets_and_not_samples():
-    # Of a one of four is gained, of b one of one lost: (1/4 - 1) / 2
-    samples = ("1", 1, 0), ("2", 0, 0), ("3", 1, 1), ("4", 1, 1), ("5", 0, 1)
-    found = difference_of(answered(*samples, subsets="aaaab"))
-    assert found.value == pytest.approx(-3 / 8)
-    # Residuals of a: 3/4, -1/4, -1/4, -1/4, each by 1/8; of b: 0. sqrt(5/4 * 12/16) / 8
-    assert found.standard_error == pytest.approx(math.sqrt(5 / 4 * 12 / 16) / 8)
+    # Of a one of four is gained, of b one of two lost: (1/4 - 1/2) / 2
+    a = ("1", 1, 0), ("2", 0, 0), ("3", 1, 1), ("4", 1, 1)
+    found = difference_of(answered(*a, ("5", 0, 1), ("6", 1, 1), subsets="aaaabb"))
+    assert found.value == pytest.approx(-1 / 8)
+    # Residuals of a: 3/4, -1/4, -1/4, -1/4, each by 1/8 sqrt(4/3); of b: -1/2, 1/2 by 1/4 sqrt(2)
+    expected = math.sqrt(12 / 16 / 64 * 4 / 3 + 2 / 4 / 16 * 2)
+    assert found.standard_error == pytest.approx(expected)
+
+
+def test_errors_are_those_of_scores():
+    generator = np.random.default_rng(3)
+    strata, cluster = np.repeat([0, 1, 2, 3], [1, 1, 30, 40]), np.r_[0, 1, np.arange(70) // 3 + 2]
+    right, before = generator.random(72) < 0.7, generator.random(72) < 0.6
+    weights = np.array([0.1, 0.2, 0.3, 0.4])
+    found = difference_of(Pairs(right, before, strata, cluster, weights))
+    parts = [
+        (
+            weight,
+            [(str(cluster[i]), float(right[i]) - before[i]) for i in np.flatnonzero(strata == s)],
+        )
+        for s, weight in enumerate(weights)
+    ]
+    score = score_weighted("average", "accuracy", parts)
+    assert (found.value, found.standard_error) == pytest.approx((score.value, score.standard_error))
 
 
 def test_the_error_of_independent_samples_is_that_of_a_mean():
