@@ -12,6 +12,7 @@ import numpy as np
 
 from nan_merge.errors import ConfigError, DataError
 from pipelines.compared_models import AnswerReader, KeptModel, default_baseline, find_models, pick
+from pipelines.flips import Flip
 from pipelines.outcomes import Outcomes
 from pipelines.paired import Difference, Pairs, bootstrap, difference_of, joined
 from pipelines.paired_tests import Interval, holm, interval_of, p_of_no_difference
@@ -63,19 +64,6 @@ class ComparedModel:
     average: Compared | None
     mean_rank: float | None
     normalised: float | None
-
-
-@dataclass(frozen=True)
-class Flip:
-    """A sample that one of two models has right and the other wrong."""
-
-    benchmark: str
-    sample_id: str
-    model: str
-    won: bool
-    answer: str | None
-    baseline_answer: str | None
-    gold: str
 
 
 @dataclass(frozen=True)

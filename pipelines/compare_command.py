@@ -17,11 +17,11 @@ from pipelines.compare_view import (
     benchmarks_sheet,
     comparison_json,
     flips_lines,
-    flips_text,
     summary_sheet,
 )
 from pipelines.compared_models import AnswerReader
 from pipelines.extras import require
+from pipelines.flips import flips_text
 from pipelines.output_files import write_json
 from pipelines.run_folder import sole_writer
 from pipelines.sheet import markdown, rich_table

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pipelines.compare import Compared, ComparedModel, Comparison, Flip
+from pipelines.compare import Compared, ComparedModel, Comparison
+from pipelines.flips import Flip
 from pipelines.sheet import MISSING, Cell, Line, Sheet
 
 SIGNIFICANT = 0.05
@@ -74,11 +74,6 @@ def flips_lines(flips: Sequence[Flip], comparison: Comparison, limit: int) -> li
             f"'{found[0].benchmark}' --sample '{found[0].sample_id}'"
         )
     return lines or ["No sample flipped."]
-
-
-def flips_text(flips: Sequence[Flip]) -> str:
-    """One JSON object a line."""
-    return "".join(f"{json.dumps(asdict(each), ensure_ascii=False)}\n" for each in flips)
 
 
 def comparison_json(comparison: Comparison) -> dict[str, Any]:

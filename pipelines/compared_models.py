@@ -80,7 +80,7 @@ class AnswerReader:
         info = record.info
         spec = _spec_of(info, folder)
         limits = str(spec and (spec.limit, spec.subsets))
-        own = "" if info.engine.get("harness") is None else str(record.path)
+        own = "" if info.source == OWN_SOURCE else str(record.path)  # it brings its questions
         digest, chat = str(info.made_of.get("data")), str(info.uses_chat_template)
         key = (info.benchmark, info.profile, info.data, digest, chat, own, limits)
         if key not in self._opened:

@@ -10,6 +10,8 @@ from typing import Any
 from nan_merge.errors import DataError
 from nan_merge.publish import write_text_atomically
 
+SUFFIX = ".about.json"
+
 
 @dataclass(frozen=True)
 class ImageRecordInfo:
@@ -34,7 +36,7 @@ class ImageRecordInfo:
 
 def info_path(record: Path) -> Path:
     """Where the description of a record lies."""
-    return record.with_suffix(".about.json")
+    return record.with_suffix(SUFFIX)
 
 
 def write_image_info(record: Path, info: ImageRecordInfo) -> None:
