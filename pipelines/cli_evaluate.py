@@ -215,7 +215,8 @@ def import_results(
 
 @predictions.command(
     epilog="Examples:\n\nnan-merge predictions show runs/evaluations/merged --wrong --limit 3\n\n"
-    "nan-merge predictions show runs/table2 --benchmark mmlu --sample anatomy/17"
+    "nan-merge predictions show runs/table2 --benchmark mmlu --sample anatomy/17\n\n"
+    "nan-merge predictions show runs/quickstart/predictions/ties --flips comparison/flips.jsonl"
 )
 def show(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of an evaluation or a run.")],
@@ -233,11 +234,30 @@ def show(
         ScorerChoice | None,
         typer.Option(help="Whose verdicts; the one that tables show if absent."),
     ] = None,
+    flips: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Only the samples of a flips.jsonl that `compare --output` wrote."
+        ),
+    ] = None,
     data: MovedData = None,
     debug: Debug = False,
 ) -> None:
-    """Show prompts, completions, what was extracted, the right answers and the verdicts."""
+    """Show prompts, completions, what was extracted, the right answers and the verdicts.
+
+    Of images: the right answer, the model's and its probability.
+    """
     with explain_errors(debug):
+        from pipelines.flips import read_flips
+        from pipelines.image_view import holds_images, show_image_predictions
+
+        only = read_flips(flips) if flips is not None else None
+        if holds_images(folder):
+            show_image_predictions(
+                folder, open_console(), benchmark=benchmark, sample=sample, wrong=wrong,
+                limit=limit, flips=only,
+            )  # fmt: skip
+            return
         from pipelines.predictions_view import show_predictions
 
         show_predictions(
@@ -249,6 +269,7 @@ def show(
             limit=limit,
             scorer=scorer.value if scorer is not None else None,
             data=data,
+            flips=only,
         )
 
 

@@ -25,6 +25,7 @@ from nan_merge.recipe import (
 )
 from nan_merge.schema import StrictModel
 from pipelines.cluster_config import Cluster
+from pipelines.gate_config import Gate
 from pipelines.language_benchmarks import is_own_benchmark, language_benchmark_names
 from pipelines.language_config import Backend, BackendSpec, BenchmarkSpec, Engine, EngineSpec
 from pipelines.masking import hide_passwords
@@ -212,6 +213,8 @@ class RunConfig(StrictModel):
     """Where to record it."""
     cluster: Cluster = Cluster()
     """Where to run it."""
+    gate: Gate | None = None
+    """What `nan-merge gate` decides about the finished run."""
     published: Published | None = None
     """Numbers from elsewhere to show beside the run's own."""
 

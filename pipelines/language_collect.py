@@ -94,6 +94,7 @@ def score_language_models(
     }
     recipes: dict[str, MergeRecipe | None] = {name: recipe for name, recipe, _ in merges}
     lost = {column: _outcomes(judged, column) for column in labels.values()}
+    files = _files(records, labels, config.folder)
     return ScoredModels(
         rows=_rows(judged, [each.name for each in candidates], recipes),
         facts=_facts(benchmarks, wanted.backend)
@@ -102,9 +103,21 @@ def score_language_models(
         with_averages=lambda results: replace(
             _with_averages(results, judged),
             comparisons=_comparisons(config.published, results, judged),
+            predictions=files,
         ),
         notes=tuple(note for name, found in lost.items() for note in lost_notes(name, found)),
     )
+
+
+def _files(
+    records: Mapping[tuple[str, str], Record], labels: Mapping[str, str], folder: Path
+) -> dict[str, dict[str, str]]:
+    """Model -> column -> its record, relative to the run folder."""
+    files: dict[str, dict[str, str]] = {}
+    for (model, benchmark), record in records.items():
+        path = record.path.relative_to(folder).as_posix()
+        files.setdefault(model, {})[labels[benchmark]] = path
+    return files
 
 
 def _outcomes(judged: Mapping[tuple[str, str], Judged], column: str) -> dict[str, list[Outcome]]:

@@ -14,6 +14,7 @@ from evaluators.language_scores import Outcome
 from evaluators.profiles import ScorerName
 from evaluators.rendering import Prompt, load_tokenizer, prompt_text, wording_of
 from nan_merge.errors import ConfigError, NanMergeError
+from pipelines.flips import Flips
 from pipelines.language_benchmarks import OpenBenchmark
 from pipelines.language_records import Record, find_records
 from pipelines.language_scores import benchmark_of, first_scorer, outcomes_of
@@ -29,6 +30,7 @@ def show_predictions(
     limit: int = 10,
     scorer: ScorerName | None = None,
     data: Path | None = None,
+    flips: Flips | None = None,
 ) -> int:
     """Print prompts, completions and verdicts of the records in a folder.
 
@@ -41,6 +43,7 @@ def show_predictions(
         limit: Most samples of each record.
         scorer: Whose verdicts; the one that tables show if None.
         data: The data's folder, if it is not where it was.
+        flips: Only these samples.
 
     Returns:
         How many samples were shown.
@@ -60,6 +63,11 @@ def show_predictions(
     for record in records:
         opened = benchmark_of(record, data)
         asked = frozenset({sample}) if sample is not None else None
+        if flips is not None:
+            answered = {each.sample_id for each in record.answers()}
+            asked = flips.get(opened.profile.benchmark, frozenset()) & answered
+            if not asked:
+                continue
         if sample is not None and sample not in {each.sample_id for each in record.answers()}:
             continue
         is_known = True

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from nan_merge.errors import MissingExtraError
 from nan_merge.publish import write_text_atomically
+from pipelines.compare_view import benchmarks_sheet, summary_sheet
 from pipelines.plots import accuracy_plot, coefficients_plot, norms_plot
 from pipelines.published import published_differences_sheet, published_sheet
 from pipelines.results import RunResults, baseline_model
+from pipelines.run_comparison import compare_finished_run
 from pipelines.sheet import MISSING, UNKNOWN_ERRORS, Cell, Line, Sheet, spread_in_percent
 from pipelines.table import (
     differences_sheet,
@@ -45,7 +47,9 @@ GPU_NOTE = "GPU paths of this software are unverified, unless a GPU is named amo
 def write_report(results: RunResults, folder: Path, published: Published | None = None) -> Path:
     """Write ``report.html`` to ``folder``: scores, differences, plots, coefficients, facts.
 
-    Its plots are also files, ``plots/*.svg``. Older ones are replaced. Returns the page's path.
+    Its plots are also files, ``plots/*.svg``. Older ones are replaced. Differences come from the
+    run's answers, paired by sample; where the folder holds no finished run, from the averages'
+    errors. Returns the page's path.
 
     Args:
         results: What to show.
@@ -55,6 +59,7 @@ def write_report(results: RunResults, folder: Path, published: Published | None 
     Raises:
         MissingExtraError: If jinja2 or matplotlib is not installed.
     """
+    comparison = compare_finished_run(folder)
     plots = {
         "accuracy": accuracy_plot(results) if results.rows else "",
         "norms": norms_plot(results) if any(results.model_norms.values()) else "",
@@ -69,7 +74,8 @@ def write_report(results: RunResults, folder: Path, published: Published | None 
         published_differences=(
             published_differences_sheet(results, published) if published else None
         ),
-        differences=baseline_sheet(results),
+        differences=summary_sheet(comparison) if comparison else baseline_sheet(results),
+        by_benchmark=benchmarks_sheet(comparison) if comparison else None,
         coefficients=coefficients_sheet(results),
         accuracy_svg=plots["accuracy"],
         accuracy_caption=ACCURACY_CAPTION.format(error_source(results)),

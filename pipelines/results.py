@@ -107,6 +107,8 @@ class RunResults:
             and the standard error of that over sources. Empty in results of older versions.
         comparisons: Of the pairs that the run file's ``published`` names, on every benchmark and
             on average. Empty for image tasks and in results of older versions.
+        predictions: Model -> benchmark -> file of its answers, relative to the run folder. Empty
+            in results of older versions.
     """
 
     name: str
@@ -120,6 +122,7 @@ class RunResults:
     averages: dict[str, tuple[float, float]] = field(default_factory=dict)
     differences: dict[str, tuple[float, float]] = field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
+    predictions: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def models(self) -> list[str]:
         """Names of the table's rows, in order."""
@@ -195,7 +198,9 @@ def read_results(folder: Path) -> RunResults:
     )
     rest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     merges = tuple(MergeSummary(**merge) for merge in rest.pop("merges"))
-    rest["comparisons"] = tuple(Comparison(**each) for each in rest.get("comparisons", ()))
+    rest["comparisons"] = tuple(
+        Comparison(**_with_nan(each)) for each in rest.get("comparisons", ())
+    )
     for name in ("averages", "differences"):
         found = rest.get(name, {})
         rest[name] = {model: (value, _error(error)) for model, (value, error) in found.items()}

@@ -28,9 +28,10 @@ class Cell:
     Attributes:
         text: A number.
         spread: Its ±; may be empty.
-        best: Whether it is the best of its column.
+        best: Whether it stands out.
         interval: The ends of its interval; may be empty.
         beside: Another number to compare with it; may be empty.
+        below: A second line; may be empty.
     """
 
     text: str
@@ -38,6 +39,7 @@ class Cell:
     best: bool = False
     interval: str = ""
     beside: str = ""
+    below: str = ""
 
     @property
     def behind(self) -> str:
@@ -47,8 +49,8 @@ class Cell:
     @property
     def inline(self) -> str:
         """The cell on one line, without its mark."""
-        parts = (self.text, self.behind, f"({self.beside})" if self.beside else "")
-        return " ".join(part for part in parts if part)
+        enclosed = (f"({text})" for text in (self.beside, self.below) if text)
+        return " ".join(part for part in (self.text, self.behind, *enclosed) if part)
 
 
 @dataclass(frozen=True)
@@ -175,9 +177,10 @@ def _rich_cell(cell: Cell, *, stacked: bool) -> Text:
     from rich.text import Text
 
     # The mark stands in front, so that digits stand under digits.
-    text = cell.inline
+    text = replace(cell, below="").inline
     if stacked and cell.behind:
-        text = replace(cell, spread="", interval="").inline
+        text = replace(cell, spread="", interval="", below="").inline
         text += "\n" + cell.behind.replace("± ", "±")
+    text = f"{text}\n{cell.below}" if cell.below else text
     text = f"*{text}" if cell.best else text
     return Text(text, style="bold" if cell.best else "")

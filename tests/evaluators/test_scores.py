@@ -5,7 +5,7 @@ import statistics
 import pytest
 
 from evaluators.predictions import Prediction
-from evaluators.scores import score_accuracy, score_average, score_difference, score_weighted
+from evaluators.scores import score_accuracy, score_average, score_weighted
 
 
 def answered(*outcomes: tuple[str, int]) -> list[Prediction]:
@@ -53,7 +53,6 @@ def test_a_benchmark_of_one_source_makes_the_error_of_an_average_unknown():
     average = score_average({"a": one, "b": three})
     assert average.value == pytest.approx(5 / 12)
     assert math.isnan(average.standard_error)
-    assert math.isnan(score_difference({"a": one}, {"a": one}).standard_error)
 
 
 def test_an_average_weighs_benchmarks_and_not_samples():
@@ -67,31 +66,12 @@ def test_an_average_of_one_benchmark_is_its_score():
     assert (average.value, average.standard_error) == (score.value, score.standard_error)
 
 
-def test_differences_are_paired_by_sample_by_hand():
-    ours = {"a": answered(("x", 1), ("x", 1), ("y", 0), ("z", 0))}
-    theirs = {"a": answered(("x", 1), ("x", 0), ("y", 0), ("z", 0))[::-1]}
-    difference = score_difference(ours, theirs)
-    # One sample of four is gained, in x. Residuals: x 3/4 - 1/4, y -1/4, z -1/4.
-    # sqrt(3 / 2 * (4 + 1 + 1) / 16) / 4 = 3/16
-    assert (difference.value, difference.standard_error) == pytest.approx((0.25, 3 / 16))
-
-
-def test_a_model_does_not_differ_from_itself():
-    answers = {"a": answered(("x", 1), ("y", 0)), "b": answered(("x", 0), ("z", 1))}
-    difference = score_difference(answers, answers)
-    assert (difference.value, difference.standard_error) == (0, 0)
-
-
 def test_what_cannot_be_scored_is_refused():
     answers = {"a": answered(("x", 1), ("y", 0))}
     with pytest.raises(ValueError, match="no predictions"):
         score_average({})
     with pytest.raises(ValueError, match="b: there are no predictions"):
         score_average({**answers, "b": []})
-    with pytest.raises(ValueError, match="same samples"):
-        score_difference(answers, {"a": answers["a"][:1]})
-    with pytest.raises(ValueError, match="benchmarks differ"):
-        score_difference(answers, {"b": answers["a"]})
 
 
 def test_each_part_tells_its_own_spread_by_hand():
