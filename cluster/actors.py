@@ -168,7 +168,9 @@ class _Pool:
                 self._lose(actor, f"storage: {cause.what}", cause)
                 return
             if type(cause).__name__ in actor.serves.job.replace_on:
-                self._lose(actor, f"{type(cause).__name__}: {cause}"[:200].rstrip(": "))
+                # An engine's last words have line breaks; a reason is one line.
+                words = " ".join(f"{type(cause).__name__}: {cause}".split())
+                self._lose(actor, words[:300].rstrip(": "))
                 return
             self._fail(cause, error)
         except RayError as error:

@@ -26,6 +26,7 @@ from evaluators.rendering import (
 )
 from evaluators.samples import Sample
 from evaluators.shards import pack_shards
+from nan_merge.errors import EvaluationError
 
 Backend = Literal["vllm", "transformers"]
 Dtype = Literal["float32", "bfloat16"]
@@ -209,7 +210,10 @@ def _write(opened: OpenLanguageModel, shard: LanguageShard, decoding: Decoding) 
     prompts = [render(opened.tokenizer, each, shard.wording, most) for each in shard.samples]
     fitting = [place for place, each in enumerate(prompts) if 0 < len(each.token_ids) <= most]
     _warn_if_too_long(shard, len(prompts) - len(fitting), most)
-    written = opened.model.generate([prompts[place].token_ids for place in fitting], decoding)
+    try:
+        written = opened.model.generate([prompts[place].token_ids for place in fitting], decoding)
+    except EvaluationError as error:
+        raise EvaluationError(f"{opened.folder}, {shard}: {error}") from error
     completions = dict(zip(fitting, written, strict=True))
     nothing = Completion("", "length", 0)
     return [

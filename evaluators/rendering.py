@@ -117,7 +117,8 @@ def check_chat_template(tokenizer: Any, folder: Path) -> None:
     if not tokenizer.chat_template:
         raise EvaluationError(
             f"{folder} has no chat template. Copy chat_template.jinja, or tokenizer_config.json "
-            "with its 'chat_template', from the base model, or evaluate with chat_template: false."
+            "with its 'chat_template', from the base model, or evaluate with `--no-chat-template` "
+            "(`chat_template: false` in a run file)."
         )
 
 

@@ -36,7 +36,8 @@ class Score:
         benchmark: Its name; "average" for a mean over benchmarks.
         metric: What was counted, e.g. "top1".
         value: In [0, 1]; in [-1, 1] for a difference.
-        standard_error: Of the value, over clusters of samples, same unit; nan for one cluster.
+        standard_error: Of the value, over clusters of samples, same unit; nan where it is unknown
+            because some part of the score has one cluster, which shows no spread.
         num_samples: Samples scored.
     """
 
@@ -80,33 +81,6 @@ def score_average(predictions: Mapping[str, Sequence[ScoredSample]], metric: str
     return _mean_score("average", metric, outcomes)
 
 
-def score_difference(
-    predictions: Mapping[str, Sequence[ScoredSample]],
-    baseline: Mapping[str, Sequence[ScoredSample]],
-    metric: str = "top1",
-) -> Score:
-    """One model's average minus another's, paired by sample, and its standard error.
-
-    The formula is that of `score_average` with differences of outcomes (-1, 0 or 1) for outcomes:
-    what is easy or hard for both models cancels.
-
-    Raises:
-        ValueError: If the models did not answer the same samples, or none.
-    """
-    if predictions.keys() != baseline.keys():
-        raise ValueError(f"benchmarks differ: {sorted(predictions)} and {sorted(baseline)}")
-    outcomes: dict[str, list[tuple[str, float]]] = {}
-    for name, answers in predictions.items():
-        others = {answer.sample_id: answer for answer in baseline[name]}
-        if {answer.sample_id for answer in answers} != others.keys():
-            raise ValueError(f"{name}: the two models did not answer the same samples")
-        outcomes[name] = [
-            (each.cluster_id, float(each.is_correct) - float(others[each.sample_id].is_correct))
-            for each in answers
-        ]
-    return _mean_score("average", f"{metric} difference", outcomes)
-
-
 def _outcomes(predictions: Sequence[ScoredSample]) -> list[tuple[str, float]]:
     return [(each.cluster_id, float(each.is_correct)) for each in predictions]
 
@@ -128,7 +102,8 @@ def _mean_score(
     value = math.fsum(means) / len(means)
     num_samples = sum(map(len, outcomes.values()))
     num_clusters = len(residuals)
-    if num_clusters < 2:
+    # A benchmark of one cluster has a residual of 0, which is not the same as no spread.
+    if any(len({cluster for cluster, _ in found}) < 2 for found in outcomes.values()):
         return Score(name, metric, value, math.nan, num_samples)
     square = math.fsum(residual**2 for residual in residuals.values())
     error = math.sqrt(square * num_clusters / (num_clusters - 1))
@@ -140,28 +115,49 @@ def score_weighted(
 ) -> Score:
     """Weighted mean over parts of the means of their outcomes, and its standard error.
 
-    The formula is that of `score_average` with w_b in the place of 1 / k.
+    Each part tells its own spread, however few its samples are. For weights w_b and G_b clusters
+    g in part b, the error is
+    sqrt(sum_g (sum_b w_b / n_b sqrt(G_b / (G_b - 1)) sum_{i in g, b} r_i)^2),
+    that of a stratified mean (Cochran, Sampling Techniques, 3rd ed., section 5.4). Parts of a
+    single cluster tell no spread: they are taken as if drawn from one part, which rather makes the
+    error too large (section 5A.12 there, collapsed strata).
 
     Args:
         name: What the score is of.
         metric: Name of what is counted.
         parts: Weight, and (cluster, outcome) of every sample; weights sum to 1.
 
+    Returns:
+        The score; its error is nan where exactly one part has a single cluster.
+
     Raises:
         ValueError: If a part has no samples.
     """
     residuals: dict[str, float] = defaultdict(float)
     means: list[float] = []
+    lone: list[tuple[float, float]] = []  # weight and mean of parts of one cluster
     for weight, found in parts:
         if not found:
             raise ValueError(f"{name}: there are no predictions to score")
         mean = math.fsum(outcome for _, outcome in found) / len(found)
         means.append(weight * mean)
+        num_clusters = len({cluster for cluster, _ in found})
+        if num_clusters == 1:
+            lone.append((weight, mean))
+            continue
+        share = weight / len(found) * math.sqrt(num_clusters / (num_clusters - 1))
         for cluster, outcome in found:
-            residuals[cluster] += weight * (outcome - mean) / len(found)
-    num_samples, num_clusters = sum(len(found) for _, found in parts), len(residuals)
-    error = math.nan
-    if num_clusters > 1:
-        square = math.fsum(residual**2 for residual in residuals.values())
-        error = math.sqrt(square * num_clusters / (num_clusters - 1))
-    return Score(name, metric, math.fsum(means), error, num_samples)
+            residuals[cluster] += share * (outcome - mean)
+    square = math.fsum(residual**2 for residual in residuals.values()) + _collapsed(lone)
+    num_samples = sum(len(found) for _, found in parts)
+    return Score(name, metric, math.fsum(means), math.sqrt(square), num_samples)
+
+
+def _collapsed(lone: Sequence[tuple[float, float]]) -> float:
+    """Squared error of a sum of weighted means, each of one cluster; nan of a single one."""
+    if len(lone) < 2:
+        return math.nan if lone else 0.0
+    total = math.fsum(weight for weight, _ in lone)
+    centre = math.fsum(weight * mean for weight, mean in lone) / total
+    squares = math.fsum((weight * (mean - centre)) ** 2 for weight, mean in lone)
+    return squares * len(lone) / (len(lone) - 1)

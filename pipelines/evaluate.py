@@ -16,6 +16,7 @@ from evaluators.image_classification import (
     ImageBenchmark,
     ImageShard,
     classify_shard,
+    head_digest,
     image_shards,
     open_image_tower,
     write_heads,
@@ -29,8 +30,11 @@ from nan_merge.checkpoint import open_checkpoint
 from nan_merge.errors import CheckpointError
 from nan_merge.fingerprint import digest_file, digest_text, fingerprint
 from nan_merge.tasks import Task
+from pipelines.image_records import ImageRecordInfo, write_image_info
 from pipelines.split import Part, everything
 from pipelines.workers import Workers
+
+_head_digest = cache(head_digest)  # a run asks for the same ones model by model
 
 # Raise it when the evaluation code would give other heads or predictions from the same weights.
 PROTOCOL_VERSION = 2
@@ -74,6 +78,7 @@ def evaluate_candidates(
         for benchmark in benchmarks:
             key = _predictions_key(model, benchmark, heads[benchmark.heads_path])
             path = predictions_path(candidate, benchmark.name)
+            write_image_info(path, _info(key, candidate, benchmark, batch_size))
             if read_key(path) == key:
                 continue
             journal = PredictionJournal(path, key, sample_ids_of(benchmark.data_path), Prediction)
@@ -139,6 +144,19 @@ class _Missing:
     shards: list[ImageShard]
 
 
+def _info(
+    key: str, candidate: Candidate, benchmark: ImageBenchmark, batch_size: int
+) -> ImageRecordInfo:
+    return ImageRecordInfo(
+        key=key,
+        model=candidate.name,
+        benchmark=benchmark.name,
+        data=benchmark.digest,
+        heads=_head_digest(benchmark.heads_path, benchmark.name),
+        engine={**_code(), "batch_size": batch_size},
+    )
+
+
 def _read_sample_ids(data_path: str) -> tuple[str, ...]:
     return load_image_set(Path(data_path)).sample_ids
 
@@ -189,12 +207,15 @@ def _predictions_key(model: Mapping[str, Any], benchmark: ImageBenchmark, heads:
 
 def _key(content: Mapping[str, Any]) -> str:
     """Digest of what something was made from, and of the code that made it."""
-    code = {
+    return digest_text(json.dumps({**content, **_code()}, sort_keys=True))
+
+
+def _code() -> dict[str, Any]:
+    return {
         "protocol": PROTOCOL_VERSION,
         "torch": version("torch"),
         "open_clip": version("open_clip_torch"),
     }
-    return digest_text(json.dumps({**content, **code}, sort_keys=True))
 
 
 def _digest_if_there(path: Path) -> str:

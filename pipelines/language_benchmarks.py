@@ -16,6 +16,7 @@ from nan_merge.errors import ConfigError, DataError
 from pipelines.language_config import BenchmarkSpec
 
 DATA_VARIABLE = "NAN_MERGE_DATA"
+OWN_ENGINE = "nan-merge"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class OpenBenchmark:
         asked: Ids of those that are asked.
         digest: Of all samples, gold answers included; sha256 in hexadecimal.
         uses_chat_template: Whether the model's chat template is applied.
+        engine: Whose program asks and scores: "nan-merge", or a harness that is run as it is.
     """
 
     named: str
@@ -39,6 +41,7 @@ class OpenBenchmark:
     asked: frozenset[str]
     digest: str
     uses_chat_template: bool
+    engine: str = OWN_ENGINE
 
     @property
     def name(self) -> str:
@@ -61,7 +64,7 @@ def find_profile(name: str, profile: str | None) -> Profile:
     """
     from evaluators.benchmarks import PROFILES
 
-    if _is_own(name):
+    if is_own_benchmark(name):
         return _own_profile(Path(name), profile)
     known = [each for benchmark, each in PROFILES if benchmark == name]
     if not known:
@@ -88,11 +91,11 @@ def open_benchmark(spec: BenchmarkSpec, data: Path | None = None) -> OpenBenchma
         DataError: If data is missing or damaged.
     """
     profile = _with_most_tokens(find_profile(spec.name, spec.profile), spec.max_tokens)
-    folder = data_folder(profile.benchmark, spec.data or data or _own_folder(spec.name))
+    folder = folder_of(spec, profile, data)
     samples = tuple(profile.samples(folder))
     chat = profile.uses_chat_template if spec.chat_template is None else spec.chat_template
     return OpenBenchmark(
-        named=str(Path(spec.name).absolute()) if _is_own(spec.name) else spec.name,
+        named=str(Path(spec.name).absolute()) if is_own_benchmark(spec.name) else spec.name,
         profile=profile,
         folder=folder,
         samples=samples,
@@ -100,6 +103,11 @@ def open_benchmark(spec: BenchmarkSpec, data: Path | None = None) -> OpenBenchma
         digest=samples_digest(samples),
         uses_chat_template=chat,
     )
+
+
+def folder_of(spec: BenchmarkSpec, profile: Profile, data: Path | None = None) -> Path:
+    """Where a benchmark's data lies; for arguments and errors see `open_benchmark`."""
+    return data_folder(profile.benchmark, spec.data or data or _own_folder(spec.name))
 
 
 def data_folder(benchmark: str, data: Path | None) -> Path:
@@ -175,13 +183,16 @@ def _with_most_tokens(profile: Profile, max_tokens: int | None) -> Profile:
     return replace(profile, decoding=replace(profile.decoding, max_tokens=most))
 
 
-def _is_own(name: str) -> bool:
+def is_own_benchmark(name: str) -> bool:
+    """Whether a benchmark's name is that of a YAML file which describes one."""
     return name.endswith((".yaml", ".yml"))
 
 
 def _own_folder(name: str) -> Path | None:
     """Where the tables of a benchmark of one's own lie if nothing is said: beside its file."""
-    return Path(name).parent if _is_own(name) and not os.environ.get(DATA_VARIABLE) else None
+    return (
+        Path(name).parent if is_own_benchmark(name) and not os.environ.get(DATA_VARIABLE) else None
+    )
 
 
 def _own_profile(path: Path, profile: str | None) -> Profile:

@@ -19,6 +19,8 @@ from evaluators.language_evaluation import (
 )
 from evaluators.prediction_journal import PredictionJournal
 from evaluators.predictions import read_key, read_predictions
+from evaluators.rendering import check_chat_template, load_tokenizer
+from nan_merge.errors import EngineDiedError
 from nan_merge.hub import resolve_folder
 from pipelines.language_benchmarks import OpenBenchmark
 from pipelines.language_records import (
@@ -58,6 +60,11 @@ def answer_benchmarks(
 
     Only what no earlier run answered is asked, shard by shard; a model is loaded once for all of
     its benchmarks.
+
+    Raises:
+        CheckpointError: If a model or its tokenizer cannot be read.
+        EvaluationError: If a chat template is wanted that a model lacks; if a model cannot be
+            served, or its engine dies again and again. What was answered by then is kept.
     """
     records: dict[tuple[str, str], Record] = {}
     work: list[_Work] = []
@@ -69,6 +76,8 @@ def answer_benchmarks(
             path = record_path(candidate.predictions, info)
             records[candidate.name, benchmark.name] = Record(path, info)
             if found := _missing(Record(path, info), benchmark):
+                if benchmark.uses_chat_template:  # before minutes go into loading the model
+                    check_chat_template(load_tokenizer(folder), folder)
                 write_info(path, info)
                 missing.append(found)
         if missing:
@@ -162,6 +171,7 @@ def _answer(work: Sequence[_Work], options: LanguageModelOptions, workers: Worke
                 items=[shard for missing in each.missing for shard in missing.shards],
                 own_process=options.backend == "vllm",
                 cost_of=lambda shard: shard.num_samples,
+                replace_on=(*ModelJob.replace_on, EngineDiedError.__name__),
             )
         )
 

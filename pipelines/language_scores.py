@@ -21,7 +21,7 @@ from pipelines.imported import imported_benchmark
 from pipelines.language_benchmarks import OpenBenchmark, open_benchmark
 from pipelines.language_config import BenchmarkSpec
 from pipelines.language_records import OWN_SOURCE, Record
-from pipelines.sheet import MISSING, Cell, Line, Sheet
+from pipelines.sheet import MISSING, UNKNOWN_ERRORS, Cell, Line, Sheet, spread_in_percent
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class ScoredRecord:
             "subsets": {name: _plain(score) for name, score in scores.subsets.items()},
             "missing_subsets": list(scores.missing_subsets),
             "abstain_rate": scores.abstain_rate,
-            "truncation_rate": scores.truncation_rate,
+            "truncation_rate": None
+            if math.isnan(scores.truncation_rate)
+            else scores.truncation_rate,
             "dropped_shots": scores.num_dropped_shots,
         }
 
@@ -137,7 +139,7 @@ def scores_sheet(scored: Sequence[ScoredRecord], title: str) -> Sheet:
         "Accuracy in %; score: unweighted mean over all subsets; micro: mean over samples; ±: one "
         "standard error over clusters of samples; abstained: no answer was found in it, counted "
         "as wrong; truncated: cut off at the most tokens."
-    )
+    ) + _about_errors(lines)
     columns = ("score", "micro", "n", "abstained", "truncated")
     return Sheet(title, "benchmark", columns, lines, caption)
 
@@ -153,6 +155,7 @@ def groups_sheet(scored: Sequence[ScoredRecord]) -> Sheet | None:
     if not lines:
         return None
     caption = "Accuracy in %; of a group, the unweighted mean over its subsets; ±: standard error."
+    caption += _about_errors(lines)
     return Sheet("Groups", "group", ("score", "n"), tuple(lines), caption)
 
 
@@ -200,16 +203,21 @@ def _opens(scored: Sequence[ScoredRecord], place: int) -> bool:
 
 
 def _cells(scores: BenchmarkScores) -> tuple[Cell, ...]:
+    truncated = scores.truncation_rate
     average = _score_cell(scores.average) if scores.average is not None else Cell(MISSING)
     return (
         average,
         _score_cell(scores.micro),
         Cell(f"{scores.micro.num_samples:,}"),
         Cell(f"{scores.abstain_rate * 100:.1f}"),
-        Cell(f"{scores.truncation_rate * 100:.1f}"),
+        Cell(MISSING if math.isnan(truncated) else f"{truncated * 100:.1f}"),
     )
 
 
+def _about_errors(lines: Sequence[Line]) -> str:
+    is_unknown = any(cell.spread == MISSING for line in lines for cell in line.cells)
+    return UNKNOWN_ERRORS if is_unknown else ""
+
+
 def _score_cell(score: Score) -> Cell:
-    spread = "" if math.isnan(score.standard_error) else f"{score.standard_error * 100:.1f}"
-    return Cell(f"{score.value * 100:.1f}", spread)
+    return Cell(f"{score.value * 100:.1f}", spread_in_percent(score.standard_error))

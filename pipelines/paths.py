@@ -7,7 +7,9 @@ from typing import Any
 
 from nan_merge.hub import HUB_ID
 from nan_merge.model_reference import split_reference
-from pipelines.config import RunConfig
+from pipelines.config import Evaluate, RunConfig
+from pipelines.language_benchmarks import is_own_benchmark
+from pipelines.language_config import BenchmarkSpec
 
 
 def placed_at(config: RunConfig, at: PurePosixPath) -> RunConfig:
@@ -25,7 +27,29 @@ def placed_at(config: RunConfig, at: PurePosixPath) -> RunConfig:
     if config.track.uri is not None:
         uri = placed_store(config.track.uri, at)
         changes["track"] = config.track.model_copy(update={"uri": uri})
+    if config.evaluate.is_language:
+        changes["evaluate"] = _placed_data(config.evaluate, at)
     return config.model_copy(update=changes)
+
+
+def _placed_data(wanted: Evaluate, at: PurePosixPath) -> Evaluate:
+    """Folders of data, and files that describe benchmarks of one's own."""
+    specs = tuple(_placed_benchmark(each, at) for each in wanted.benchmarks)
+    changes: dict[str, Any] = {"benchmarks": specs}
+    if wanted.data is not None:
+        changes["data"] = Path(at / wanted.data)
+    return wanted.model_copy(update=changes)
+
+
+def _placed_benchmark(spec: str | BenchmarkSpec, at: PurePosixPath) -> str | BenchmarkSpec:
+    if isinstance(spec, str):
+        return str(at / spec) if is_own_benchmark(spec) else spec
+    changes: dict[str, Any] = {}
+    if is_own_benchmark(spec.name):
+        changes["name"] = str(at / spec.name)
+    if spec.data is not None:
+        changes["data"] = Path(at / spec.data)
+    return spec.model_copy(update=changes)
 
 
 def placed(reference: str, at: PurePosixPath) -> str:

@@ -110,12 +110,14 @@ def _accuracy_panel(
             axis.text(0.5, position, MISSING, transform=across, ha="center", va="center")
             continue
         value, error = score[0] * 100, score[1] * 100
-        axis.errorbar(value, position, xerr=error, fmt="o", ms=5, color=colours[methods[model]])
+        bar = None if math.isnan(error) else error
+        axis.errorbar(value, position, xerr=bar, fmt="o", ms=5, color=colours[methods[model]])
     for model, dashes in _reference_lines(results).items():
         score = _score(results, model, benchmark)
         if score is not None:
             axis.axvline(score[0] * 100, color=MUTED, linewidth=1.2, linestyle=dashes, zorder=1)
-    name = "average" if benchmark is None else _clipped(benchmark, 14)
+    # "mmlu (3 of 57 subsets)" has no room here; the table above names the part.
+    name = "average" if benchmark is None else _clipped(benchmark.partition(" (")[0], 14)
     axis.set_title(name, fontsize=10, fontweight="bold" if benchmark is None else "normal")
     axis.set_yticks(range(len(models)), [_clipped(model) for model in models])
     axis.set_ylim(len(models) - 0.5, -0.5)

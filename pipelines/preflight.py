@@ -23,6 +23,8 @@ def check_run(config: RunConfig) -> None:
         backend = config.evaluate.backend.name
         require(["ray", "transformers", backend, "jinja2", "matplotlib", *tracking])
         _check_language(config)
+        if config.evaluate.engine.name == "opencompass":
+            _check_opencompass(config)
         return
     require(["ray", "open_clip", "jinja2", "matplotlib", *tracking])
     if config.experts is not None:
@@ -35,19 +37,28 @@ def check_run(config: RunConfig) -> None:
 
 
 def _check_language(config: RunConfig) -> None:
-    from pipelines.language_benchmarks import data_folder, find_profile
+    from pipelines.language_benchmarks import find_profile, folder_of
 
     if config.fine_tunes is None and config.base is None:
         raise ConfigError("A run over your own language models needs `base`, their common base.")
     seen: set[tuple[str, str]] = set()
     for spec in config.evaluate.language_benchmarks:
         profile = find_profile(spec.name, spec.profile)
-        data_folder(profile.benchmark, spec.data or config.evaluate.data)
+        folder_of(spec, profile, config.evaluate.data)
         if (profile.benchmark, profile.name) in seen:
             raise ConfigError(
                 f"evaluate.benchmarks: {profile.benchmark}/{profile.name} is named twice."
             )
         seen.add((profile.benchmark, profile.name))
+
+
+def _check_opencompass(config: RunConfig) -> None:
+    from pipelines.opencompass_engine import check_opencompass
+    from pipelines.opencompass_profiles import for_opencompass
+
+    for spec in config.evaluate.language_benchmarks:
+        for_opencompass(spec)
+    check_opencompass(config.evaluate.engine, config.evaluate.backend)
 
 
 def _check_backbone(backbone: str) -> None:

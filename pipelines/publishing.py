@@ -34,6 +34,7 @@ def publish_results(
     candidates: Sequence[Candidate],
     merges: Merges,
     progress: RunProgress,
+    notes: Sequence[str] = (),
 ) -> None:
     """Write the results, print them, and record them.
 
@@ -43,6 +44,7 @@ def publish_results(
         candidates: Every model that was scored.
         merges: Name, recipe and folder of every merge; in the folder is at least its manifest.
         progress: Where to print.
+        notes: What else a reader should know.
     """
     folder, shown = config.folder, shown_results(results)
     rows = write_results(results, folder)
@@ -52,7 +54,7 @@ def publish_results(
     if results.sweep:
         write_sweep(results, folder)
         progress.console.print(rich_table(sweep_sheet(results), progress.console.width))
-    for note in notes_of(results, merges):
+    for note in [*notes_of(results, merges), *notes]:
         progress.say(note)
     pushed = _push(results, config, merges, progress) if config.track.push else {}
     look: list[str] = []

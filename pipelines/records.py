@@ -35,7 +35,7 @@ def safe_key(name: str) -> str:
 
 
 def model_metrics(results: RunResults, model: str) -> dict[str, float]:
-    """Scores with their errors, coefficients and norms of one model."""
+    """Scores with their errors where known, coefficients and norms of one model."""
     metrics: dict[str, float] = {}
     for row in results.rows:
         if row.model == model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ class ResultRow:
         benchmark: Benchmark's name.
         metric: e.g. "top1".
         value: In [0, 1].
-        standard_error: Over the samples' sources, same unit as `value`.
+        standard_error: Over the samples' sources, same unit as `value`; nan if it is unknown.
         num_samples: Samples scored.
     """
 
@@ -88,6 +89,27 @@ class SweepPoint:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """One model's score minus another's, paired by sample.
+
+    Attributes:
+        model: As in `ResultRow`.
+        baseline: The other one.
+        benchmark: As in `ResultRow`; empty for the average over benchmarks.
+        difference: In [-1, 1].
+        standard_error: Of the difference, over clusters of samples, same unit; nan if unknown.
+        num_samples: Samples that both answered.
+    """
+
+    model: str
+    baseline: str
+    benchmark: str
+    difference: float
+    standard_error: float
+    num_samples: int
+
+
+@dataclass(frozen=True)
 class RunResults:
     """Everything that the table, the report and MLflow show of one run.
 
@@ -105,6 +127,10 @@ class RunResults:
         differences: Merged model -> its average minus that of `baseline_model`, paired by sample,
             and the standard error of that over sources. Empty in results of older versions.
         sweep: Name of a sweep's merge -> how it was found.
+        comparisons: Of the pairs that the run file's ``published`` names, on every benchmark and
+            on average. Empty for image tasks and in results of older versions.
+        predictions: Model -> benchmark -> file of its answers, relative to the run folder. Empty
+            in results of older versions.
     """
 
     name: str
@@ -118,6 +144,8 @@ class RunResults:
     averages: dict[str, tuple[float, float]] = field(default_factory=dict)
     differences: dict[str, tuple[float, float]] = field(default_factory=dict)
     sweep: dict[str, SweepPoint] = field(default_factory=dict)
+    comparisons: tuple[Comparison, ...] = ()
+    predictions: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def models(self) -> list[str]:
         """Names of the table's rows, in order."""
@@ -160,15 +188,30 @@ def baseline_model(results: RunResults) -> str | None:
 
 def write_results(results: RunResults, folder: Path) -> Path:
     """Write ``results.json`` (the rows, a plain list) and ``run.json`` (all the rest)."""
-    rows = [asdict(row) for row in results.rows]
-    write_text_atomically(
-        folder / "results.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
-    )
-    rest = {key: value for key, value in asdict(results).items() if key != "rows"}
-    write_text_atomically(
-        folder / "run.json", json.dumps(rest, indent=1, ensure_ascii=False) + "\n"
-    )
+    content = _without_nan(asdict(results))
+    rows = content.pop("rows")
+    for name, part in (("results.json", rows), ("run.json", content)):
+        text = json.dumps(part, indent=1, ensure_ascii=False)
+        write_text_atomically(folder / name, f"{text}\n")
     return folder / "results.json"
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with None for nan: an error that is unknown is null in JSON, which has no nan."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _with_nan(content: dict[str, Any]) -> dict[str, Any]:
+    """A row as it was before `_without_nan`."""
+    return content | {"standard_error": _error(content["standard_error"])}
+
+
+def _error(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def read_results(folder: Path) -> RunResults:
@@ -178,7 +221,16 @@ def read_results(folder: Path) -> RunResults:
     )
     rest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     merges = tuple(MergeSummary(**merge) for merge in rest.pop("merges"))
+    rest["comparisons"] = tuple(
+        Comparison(**_with_nan(each)) for each in rest.get("comparisons", ())
+    )
     for name in ("averages", "differences"):
-        rest[name] = {model: (value, error) for model, (value, error) in rest.get(name, {}).items()}
-    rest["sweep"] = {name: SweepPoint(**each) for name, each in rest.get("sweep", {}).items()}
-    return RunResults(rows=tuple(ResultRow(**row) for row in rows), merges=merges, **rest)
+        found = rest.get(name, {})
+        rest[name] = {model: (value, _error(error)) for model, (value, error) in found.items()}
+    rest["sweep"] = {
+        name: SweepPoint(**{**each, "dev_error": _error(each["dev_error"])})
+        for name, each in rest.get("sweep", {}).items()
+    }
+    return RunResults(
+        rows=tuple(ResultRow(**_with_nan(row)) for row in rows), merges=merges, **rest
+    )

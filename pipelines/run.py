@@ -133,7 +133,7 @@ def _run_once(
         model_norms=norms,
     )
     results = scored.with_averages(results)
-    publish_results(results, config, candidates, merges, progress)
+    publish_results(results, config, candidates, merges, progress, scored.notes)
     return results
 
 

@@ -19,11 +19,9 @@ from pipelines.evaluate import (
     is_answered,
     tower_identity,
 )
-from pipelines.language_collect import (
-    language_candidate,
-    open_benchmarks,
-    score_language_models,
-)
+from pipelines.language_benchmarks import OWN_ENGINE
+from pipelines.language_collect import language_candidate, score_language_models
+from pipelines.language_engine import open_benchmarks
 from pipelines.language_evaluate import is_answered as is_asked
 from pipelines.language_records import model_identity
 from pipelines.split import Part, everything
@@ -99,7 +97,8 @@ def _image_scoring(config: RunConfig, models: RunModels, workers: Workers) -> Sc
 
 
 def _language_scoring(config: RunConfig, models: RunModels, workers: Workers) -> Scoring:
-    benchmarks, options = open_benchmarks(config), config.evaluate.backend.options()
+    wanted, options = config.evaluate, config.evaluate.backend.options()
+    benchmarks = open_benchmarks(wanted.language_benchmarks, wanted.data, wanted.engine)
 
     def collect(merges: Merges, candidates: Sequence[Candidate], part: Part) -> ScoredModels:
         return score_language_models(
@@ -116,7 +115,11 @@ def _language_scoring(config: RunConfig, models: RunModels, workers: Workers) ->
             for each in benchmarks
         },
         identity_of=model_identity,
-        is_answered=lambda each: is_asked(language_candidate(each), benchmarks, options),
+        # Another engine's answers may lie where only it knows, so such models are merged again.
+        is_answered=lambda each: (
+            wanted.engine.name == OWN_ENGINE
+            and is_asked(language_candidate(each), benchmarks, options)
+        ),
         values=values,
         collect=collect,
     )

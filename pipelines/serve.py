@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from evaluators.serve import serve_model
+from evaluators.serve import check_servable, serve_model
 from nan_merge.errors import EvaluationError
 from nan_merge.hub import resolve_folder
 from pipelines.extras import require
@@ -32,9 +32,11 @@ def serve_command(
         EvaluationError: If the server does not start, or ends by itself.
     """
     require(["vllm"])
+    folder = resolve_folder(model)
+    check_servable(folder, port)
     console.print("Starting the server; this takes a minute or two ...", highlight=False)
     served = serve_model(
-        resolve_folder(model),
+        folder,
         log,
         name=name,
         port=port,
@@ -47,6 +49,10 @@ def serve_command(
             f"{endpoint.model} answers at {endpoint.url}; Ctrl-C ends it. Its output: {log}",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
-        while endpoint.process.poll() is None:
-            time.sleep(POLL_SECONDS)
+        try:
+            while endpoint.process.poll() is None:
+                time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:  # how it is meant to end
+            console.print("\nThe server ends.", highlight=False)
+            return
         raise EvaluationError(f"The server has ended by itself; {log} says why.")

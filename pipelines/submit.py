@@ -1,8 +1,8 @@
 """Send a run to a cluster as a Ray job: its files, the command, the log, the exit code.
 
 Nothing travels but the run file, as it stands after its overrides, and the model configuration
-that it may name. Models, caches and results stay where they are: on storage that every node of
-the cluster reaches under the same path.
+that it may name. Models, data, caches and results stay where they are: on storage that every node
+of the cluster reaches under the same path.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rich.console import Console
 
 from nan_merge.errors import ConfigError, NanMergeError
 from pipelines.config import RunConfig
+from pipelines.language_benchmarks import is_own_benchmark
 from pipelines.paths import placed, placed_at, placed_store
 
 if TYPE_CHECKING:
@@ -170,9 +171,25 @@ def _relative_paths(config: RunConfig) -> Iterator[str]:
     for field, text in {"base": config.base, "clip": config.clip, **models}.items():
         if text is not None and placed(text, PurePosixPath("/")) != text:
             yield f"{field}: {text}"
+    for field, text in _benchmark_paths(config):
+        if not PurePosixPath(text).is_absolute():
+            yield f"{field}: {text}"
     uri = config.track.uri
     if uri is not None and placed_store(uri, PurePosixPath("/")) != uri:
         yield f"track.uri: {uri}"
+
+
+def _benchmark_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Folders of data, and files of benchmarks of one's own, by their place in the run file."""
+    if not config.evaluate.is_language:
+        return
+    if config.evaluate.data is not None:
+        yield "evaluate.data", str(config.evaluate.data)
+    for place, spec in enumerate(config.evaluate.language_benchmarks):
+        if is_own_benchmark(spec.name):
+            yield f"evaluate.benchmarks.{place}", spec.name
+        if spec.data is not None:
+            yield f"evaluate.benchmarks.{place}.data", str(spec.data)
 
 
 def _say_versions(console: Console, client: JobClient) -> None:

@@ -130,7 +130,7 @@ def run_sweep(
     )
     dev_results = dev.with_averages(replace(results, rows=dev.rows))
     results = replace(held_out.with_averages(results), sweep=_sweep_points(state, dev_results))
-    publish_results(results, config, candidates, merges, progress)
+    publish_results(results, config, candidates, merges, progress, held_out.notes)
     return results
 
 

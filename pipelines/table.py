@@ -7,8 +7,18 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
+from evaluators.language_scores import METRIC as LANGUAGE_METRIC
 from pipelines.results import RunResults
-from pipelines.sheet import MISSING, Cell, Line, Sheet, markdown, rich_table
+from pipelines.sheet import (
+    MISSING,
+    UNKNOWN_ERRORS,
+    Cell,
+    Line,
+    Sheet,
+    markdown,
+    rich_table,
+    spread_in_percent,
+)
 from pipelines.sweep_table import SELECTED, SELECTED_NOTE
 
 if TYPE_CHECKING:
@@ -53,13 +63,15 @@ def results_sheet(results: RunResults) -> Sheet:
     for model in results.models():
         average = results.average(model)
         if average:
-            scores[model, None] = (average[0], _percent(average[1]))
+            scores[model, None] = (average[0], spread_in_percent(average[1]))
     caption = (
         f"{metric_name(results)} in %; ±: one standard error over {error_source(results)}; "
         f"*: best merged model of the column; n = {sample_counts(results)} samples per benchmark."
     )
     if results.sweep:
         caption += f" {SELECTED_NOTE}"
+    if any(spread == MISSING for _, spread in scores.values()):
+        caption += UNKNOWN_ERRORS
     return _score_sheet(f"{results.name} (seed {results.seed})", results, scores, caption)
 
 
@@ -130,6 +142,8 @@ def sample_counts(results: RunResults) -> str:
 
 def error_source(results: RunResults) -> str:
     """What standard errors are over: sources that samples share, or samples in older results."""
+    if any(row.metric == LANGUAGE_METRIC for row in results.rows):
+        return "questions"
     return "the test set's sources" if results.averages else "test samples"
 
 

@@ -54,11 +54,15 @@ def write_bbh(folder: Path) -> None:
         (folder / "lib_prompt" / f"{task}.txt").write_text(prompt, encoding="utf-8")
 
 
-def write_gsm8k(folder: Path) -> None:
+def write_gsm8k(folder: Path, num_questions: int = 2) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     problems = [
         {"question": "What is 9 times 2?", "answer": "9*2=<<9*2=18>>18\n#### 18"},
         {"question": "And 500 times 2?", "answer": "It is 1,000\n#### 1,000"},
     ]
-    lines = [json.dumps(problem) for problem in problems]
+    problems += [
+        {"question": f"What is {number} plus 1000?", "answer": f"#### {number + 1000:,}"}
+        for number in range(2, num_questions)
+    ]
+    lines = [json.dumps(problem) for problem in problems[:num_questions]]
     (folder / "test.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

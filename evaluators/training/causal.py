@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from evaluators.rendering import Wording, encode
 from evaluators.training.batches import (
     TrainingProgress,
     adamw,
@@ -108,7 +109,8 @@ def encode_exercise(tokenizer: Any, exercise: Exercise, max_tokens: int) -> tupl
     """
     if tokenizer.eos_token_id is None:
         raise EvaluationError("The base's tokenizer has no end of sequence to learn to stop with.")
-    prompt: list[int] = tokenizer(exercise.prompt)["input_ids"]
+    # As the benchmarks' profiles ask: a tokenizer may put an end of sequence behind every text.
+    (prompt,) = encode(tokenizer, [exercise.prompt], Wording(uses_chat_template=False))
     answer: list[int] = tokenizer(exercise.answer, add_special_tokens=False)["input_ids"]
     answer = [*answer, tokenizer.eos_token_id]
     ids = torch.tensor([*prompt, *answer][:max_tokens])

@@ -21,7 +21,8 @@ from pipelines.language_command import evaluate_command, rescore_command
 from pipelines.language_config import BackendSpec, BenchmarkSpec
 from pipelines.language_evaluate import LanguageCandidate, answer_benchmarks
 from pipelines.language_records import find_records
-from tests import tiny_language_model as tiny
+from tests.benchmark_folders import write_gsm8k, write_mmlu
+from tests.language_checkpoints import make_tiny_llama
 
 repair()
 pytest.importorskip("transformers", reason="transformers is not installed")
@@ -63,9 +64,9 @@ class Here:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
-    tiny.make_model(folder / "model")
-    tiny.write_mmlu(folder / "data" / "mmlu", 1)
-    tiny.write_gsm8k(folder / "data" / "gsm8k", 6)
+    make_tiny_llama(folder / "model")
+    write_mmlu(folder / "data" / "mmlu", 1)
+    write_gsm8k(folder / "data" / "gsm8k", 6)
     return folder
 
 
@@ -165,7 +166,7 @@ def test_a_larger_limit_asks_only_for_the_rest(work, workers):
             lambda text: text.replace('"rms_norm_eps"', '"x": 1, "rms_norm_eps"'),
         ),
         ("model/chat_template.jinja", lambda text: text + " "),
-        ("data/gsm8k/test.jsonl", lambda text: text.replace("Invented", "Made-up")),
+        ("data/gsm8k/test.jsonl", lambda text: text.replace("plus", "and")),
     ],
 )
 def test_another_config_template_or_question_is_another_record(work, workers, file, change):
@@ -188,7 +189,9 @@ def test_the_table_has_averages_errors_and_rates_and_the_json_says_the_same(work
     assert first["average"]["num_samples"] == 57
     assert first["micro"]["value"] == pytest.approx(first["average"]["value"])
     written = next(each for each in scores if each["benchmark"] == "gsm8k")
-    assert written["truncation_rate"] == 1.0  # eight tokens end no answer of this model
+    (record,) = [each for each in find_records(work / "out") if each.info.benchmark == "gsm8k"]
+    cut_off = [each.finish_reason == "length" for each in record.answers()]
+    assert written["truncation_rate"] == sum(cut_off) / 6 > 0
 
 
 def test_subsets_have_scores_of_their_own_and_no_average(work, workers):
@@ -209,7 +212,7 @@ def test_a_missing_subset_is_refused_before_a_model_is_loaded(work, workers):
 
 def test_broken_data_names_the_file_and_the_line(work, workers):
     path = work / "data" / "mmlu" / "test" / "anatomy_test.csv"
-    path.write_bytes(path.read_bytes().replace(b"Invented", b"\xff\xfe", 1))
+    path.write_bytes(path.read_bytes().replace(b"anatomy", b"\xff\xfe", 1))
     with pytest.raises(DataError, match=r"anatomy_test\.csv:1: byte \d+ is not UTF-8"):
         evaluate(work, BenchmarkSpec(name="mmlu"))
 
@@ -228,17 +231,97 @@ def test_unknown_names_are_told_with_what_is_near(work, workers, spec, message):
 
 
 def test_a_model_without_a_chat_template_is_told_so_and_can_be_asked_without(work, workers):
-    tiny.make_model(work / "plain", chat=False)
+    make_tiny_llama(work / "plain", chat=False)
     spec = {"name": "mmlu", "profile": "oc-gen-5shot", "limit": 1, "max_tokens": 2}
-    with pytest.raises(EvaluationError, match="has no chat template"):
+    with pytest.raises(EvaluationError, match=r"has no chat template.*--no-chat-template"):
         evaluate(work, BenchmarkSpec.model_validate(spec), model="plain")
+    assert workers.loaded == []
     spec["chat_template"] = False
     found = evaluate(work, BenchmarkSpec.model_validate(spec), model="plain")
     assert found.scored[0].scores.micro.num_samples == 57
 
 
+def damage(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"].fill_(float("nan"))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_choices_of_a_model_whose_logits_are_not_numbers_are_abstentions(work, workers):
+    damage(work / "model")
+    found = evaluate(work, BenchmarkSpec(name="mmlu"))
+    assert found.scored[0].scores.abstain_rate == 1.0
+    assert found.scored[0].scores.micro.value == 0
+    line = next(line for line in found.text.splitlines() if "mmlu oc-ppl (compat)" in line)
+    assert line.split()[-2:] == ["100.0", "0.0"]
+    shown = CliRunner().invoke(app, ["predictions", "show", str(work / "out"), "--limit", "1"])
+    assert "log-probabilities: A not a number" in shown.output
+    assert "extracted: (none found: an abstention)" in shown.output
+
+
+def test_an_answer_of_logits_that_are_not_numbers_is_an_error_that_names_the_model(
+    work, workers, few
+):
+    damage(work / "model")
+    with pytest.raises(EvaluationError) as error:
+        evaluate(work, BenchmarkSpec(name="mmlu"), gsm8k())
+    assert str(error.value).startswith(
+        f"{work / 'model'}, gsm8k/qwen25-math-cot, shard 0: The model's logits are not numbers"
+    )
+    assert len(workers.asked) == 57  # what was answered before is kept
+
+
+def test_a_tokenizer_without_a_pad_token_gives_the_same_scores(work, workers):
+    make_tiny_llama(work / "bare", pad=False)
+    specs = (BenchmarkSpec(name="mmlu", limit=1), gsm8k())
+    one, other = evaluate(work, *specs).scored, evaluate(work, *specs, model="bare").scored
+    assert [each.scores for each in one] == [each.scores for each in other]
+
+
+def test_a_score_of_one_sample_has_an_unknown_error(work, workers):
+    found = evaluate(work, BenchmarkSpec(name="mmlu"), gsm8k(limit=1))
+    scores = json.loads((work / "out" / "scores.json").read_text())
+    errors = {each["benchmark"]: each["average"]["standard_error"] for each in scores}
+    assert errors["gsm8k"] is None
+    assert errors["mmlu"] is not None
+    assert scores[0]["subsets"]["anatomy"]["standard_error"] is None
+    assert " ± — " in found.text
+    assert "± —: not known, because one sample alone shows no spread." in " ".join(
+        found.text.split()
+    )
+
+
+def test_half_a_surrogate_pair_in_the_data_is_asked_kept_and_shown(work, workers):
+    path = work / "data" / "gsm8k" / "test.jsonl"
+    path.write_text(path.read_text().replace("What is 9", "\\ud83d is 9"))
+    evaluate(work, gsm8k())
+    assert len(workers.asked) == 6
+    shown = CliRunner().invoke(
+        app, ["predictions", "show", str(work / "out")], catch_exceptions=False
+    )
+    assert shown.exit_code == 0
+    assert "? is 9 times 2?" in shown.output
+    assert "was shown another text" not in shown.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--benchmarks", ","], "--benchmarks names none"),
+        (["--benchmarks", "gsm8k", "--device", "tpu"], "'tpu' is not one of"),
+        (["--benchmarks", "gsm8k", "--profile", "oc"], "expected BENCHMARK=PROFILE"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_told(work, arguments, message):
+    result = CliRunner().invoke(app, ["evaluate", str(work / "model"), *arguments])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
 def test_a_context_that_is_too_short_drops_shots_and_says_so(work, workers):
-    tiny.make_model(work / "short", positions=400)
+    make_tiny_llama(work / "short", length=400)
     found = evaluate(work, BenchmarkSpec(name="mmlu", limit=1), model="short")
     assert found.scored[0].scores.num_dropped_shots > 57
     assert "solved examples were left out" in found.text
@@ -249,10 +332,12 @@ def test_an_empty_completion_is_a_counted_abstention(work, workers, monkeypatch)
     (record,) = find_records(work / "out")
     header, *lines = record.path.read_text().splitlines()
     rows = [json.loads(line) for line in lines]
+    for row in rows:
+        row |= {"completion": "7", "finish_reason": "length", "num_tokens": 8}
     rows[0] |= {"completion": "", "finish_reason": "stop", "num_tokens": 1}
     record.path.write_text("\n".join([header, *map(json.dumps, rows)]) + "\n")
     (strict, *_) = rescore_command(work / "out", None, Console(file=open("/dev/null", "w")))  # noqa: SIM115, PTH123
-    assert strict.scores.abstain_rate >= 1 / 6
+    assert strict.scores.abstain_rate == 1 / 6
     assert strict.scores.truncation_rate == 5 / 6
 
 
@@ -297,7 +382,7 @@ def test_predictions_are_shown_as_a_person_would_read_them(work, workers):
     )
     assert shown.exit_code == 0, shown.output
     assert "anatomy/0: " in shown.output
-    assert "Invented question 0 of anatomy, test?" in shown.output
+    assert "anatomy: what is 0," in shown.output
     assert "log-probabilities: A -" in shown.output
     assert "gold: A" in shown.output
     assert "was shown another text" not in shown.output

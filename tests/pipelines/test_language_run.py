@@ -16,7 +16,8 @@ from pipelines.config import RunConfig
 from pipelines.report import write_report
 from pipelines.results import read_results
 from pipelines.run import run_config
-from tests import tiny_language_model as tiny
+from tests.benchmark_folders import write_gsm8k, write_mmlu
+from tests.language_checkpoints import make_tiny_llama
 
 repair()
 pytest.importorskip("transformers", reason="transformers is not installed")
@@ -61,9 +62,9 @@ def load(folder: Path, content: dict) -> RunConfig:
 def test_a_run_over_language_models_gives_a_table_and_a_report(tmp_path, monkeypatch):
     monkeypatch.setenv("NAN_MERGE_CACHE", str(tmp_path / "hashes"))
     for seed, name in enumerate(("base", "math", "chat")):
-        tiny.make_model(tmp_path / name, seed=seed)
-    tiny.write_mmlu(tmp_path / "data" / "mmlu", 1)
-    tiny.write_gsm8k(tmp_path / "data" / "gsm8k")
+        make_tiny_llama(tmp_path / name, seed=seed)
+    write_mmlu(tmp_path / "data" / "mmlu", 1)
+    write_gsm8k(tmp_path / "data" / "gsm8k")
     config = load(tmp_path, run_file(tmp_path))
     console = Console(width=120, record=True, file=(tmp_path / "log").open("w"))
     (results,) = run_config(config, console=console)
@@ -79,7 +80,7 @@ def test_a_run_over_language_models_gives_a_table_and_a_report(tmp_path, monkeyp
     table = console.export_text()
     assert "accuracy in %" in table and "math" in table
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "Beside a table" in page and "(56.3)" in page
+    assert "Beside a table" in page and "56.3" in page
     assert "protocol of mmlu/oc-ppl" in page
     assert read_results(tmp_path / "run") == results
     # Once more: everything is read, nothing asked, and the results are the same.
@@ -90,12 +91,80 @@ def test_a_run_over_language_models_gives_a_table_and_a_report(tmp_path, monkeyp
     assert (tmp_path / "run" / "results.json").read_bytes() == before
 
 
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_seeds_are_run_recorded_and_compared(tmp_path, monkeypatch):
+    """A merge that draws at random differs with the seed; the others are as they were."""
+    monkeypatch.setenv("NAN_MERGE_CACHE", str(tmp_path / "hashes"))
+    for seed, name in enumerate(("base", "math", "chat")):
+        make_tiny_llama(tmp_path / name, seed=seed)
+    write_mmlu(tmp_path / "data" / "mmlu", 2)
+    write_gsm8k(tmp_path / "data" / "gsm8k")
+    content = run_file(tmp_path) | {
+        "merges": [
+            {"name": "TA", "method": "task_arithmetic"},
+            {"name": "DARE", "method": {"name": "dare_linear", "density": 0.5}},
+        ],
+        "track": {"uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "small"},
+    }
+    content["evaluate"]["benchmarks"][1]["limit"] = 1
+    console = Console(width=120, record=True, file=(tmp_path / "log").open("w"))
+    first, second = run_config(load(tmp_path, content), seeds=2, console=console)
+    assert (first.seed, second.seed) == (0, 1)
+    for name, is_same in (("ta", True), ("dare", False)):
+        folders = [tmp_path / run / "checkpoints" / name for run in ("run", "run-seed1")]
+        one, other = ((folder / "model.safetensors").read_bytes() for folder in folders)
+        assert (one == other) == is_same
+    text = console.export_text()
+    assert "mean ± sample standard deviation over seeds 0, 1" in " ".join(text.split())
+    assert "note: gsm8k: samples in which no answer was found, counted as wrong: " in text
+    assert (tmp_path / "run-2seeds" / "seeds_report.html").is_file()
+
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert {run.info.run_name for run in parents} == {"small (seed 0)", "small (seed 1)"}
+    assert len(runs) == 2 * (1 + len(first.models()))
+    for parent in parents:
+        assert "without an answer_ gsm8k" in " ".join(parent.data.params)
+    children = [run for run in runs if run.info.run_name == "DARE"]
+    for child in children:
+        metrics = child.data.metrics
+        assert {"accuracy/mmlu", "accuracy_se/mmlu", "accuracy/gsm8k"} <= metrics.keys()
+        assert "accuracy_se/gsm8k" not in metrics  # unknown of a single sample
+        assert child.data.params["method"] == "dare_linear"
+        kinds = {file.path for file in client.list_artifacts(child.info.run_id)}
+        assert kinds == {"manifests", "predictions"}
+        files = client.list_artifacts(child.info.run_id, "predictions")
+        assert {file.path.split("/")[1].split(".")[0] for file in files} == {"mmlu", "gsm8k"}
+
+
+def test_a_benchmark_of_ones_own_needs_no_folder_of_data(tmp_path, monkeypatch):
+    from pipelines.preflight import check_run
+
+    monkeypatch.delenv("NAN_MERGE_DATA", raising=False)
+    file = tmp_path / "capitals.yaml"
+    file.write_text(
+        "name: capitals\nquestions: capitals.jsonl\nprompt: '{{ land }}?'\ngold: '{{ city }}'\n"
+        "extract: {kind: regex, pattern: '[A-Z]+'}\n"
+    )
+    content = run_file(tmp_path)
+    content["evaluate"] |= {"benchmarks": [str(file)], "data": None}
+    check_run(load(tmp_path, content))  # the tables lie beside the file
+    content["evaluate"]["benchmarks"] = ["mmlu", str(file)]
+    with pytest.raises(ConfigError, match="Where is the data of mmlu"):
+        check_run(load(tmp_path, content))
+
+
 def test_published_rows_that_the_run_lacks_stay_visible(tmp_path, tiny_results_of_two):
     results, published = tiny_results_of_two
     write_report(results, tmp_path, published)
     page = (tmp_path / "report.html").read_text()
-    assert "another model" in page
-    assert "— (1.0)" in page
+    assert "another model" in page and "1.0" in page
 
 
 @pytest.fixture

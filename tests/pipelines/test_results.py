@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 
+from pipelines.plots import accuracy_plot
+from pipelines.records import model_metrics
+from pipelines.report import baseline_sheet
 from pipelines.results import read_results, write_results
+from pipelines.sheet import Cell
+from pipelines.table import markdown_table
 
 
 def test_an_average_from_the_samples_wins(tiny):
@@ -18,6 +24,31 @@ def test_averages_and_differences_are_read_back(tiny, tmp_path):
     known = replace(tiny, averages={"TA": (0.7, 0.04)}, differences={"TIES": (-0.01, 0.02)})
     write_results(known, tmp_path)
     assert read_results(tmp_path) == known
+
+
+def test_an_unknown_error_is_null_in_json_and_a_dash_in_tables(tiny, tmp_path):
+    rows = tuple(replace(row, standard_error=math.nan) for row in tiny.rows)
+    unknown = replace(
+        tiny, rows=rows, averages={"TA": (0.7, math.nan)}, differences={"TIES": (0.01, math.nan)}
+    )
+    path = write_results(unknown, tmp_path)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    for file in (path, tmp_path / "run.json"):
+        json.loads(file.read_text(), parse_constant=refuse)
+    assert read_results(tmp_path) == unknown
+    assert "70.0 ± — |" in markdown_table(unknown)
+    assert "± —: not known, because one sample alone shows no spread." in markdown_table(unknown)
+    assert "nan" not in markdown_table(unknown)
+    differences = baseline_sheet(unknown)
+    assert differences is not None
+    assert differences.lines[1].cells[1:] == (Cell("+1.00", "—"), Cell("—"))
+    assert "not known" in differences.caption
+    assert "nan" not in accuracy_plot(unknown).replace("nan-merge", "")
+    metrics = model_metrics(unknown, "TA")
+    assert metrics["top1/average"] == 0.7 and not [each for each in metrics if "_se/" in each]
 
 
 def test_results_of_an_older_version_are_still_read(tiny, tmp_path):

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from cluster.jobs import JobClient, JobEnd, dashboard_url
 from nan_merge.errors import NanMergeError
 from pipelines.cli import app
+from pipelines.results import read_results
 from pipelines.submit import _follow, exit_code_of
 from tests.submitted_runs import RUN
 
@@ -296,3 +297,38 @@ def test_a_run_is_sent_followed_and_finished_there(head: HeadNode):
     assert result.exit_code == 0, result.output
     assert "Average" in result.output
     assert (head.folder / "shared" / "runs" / "tiny" / "results.json").is_file()
+
+
+@pytest.mark.ray
+@pytest.mark.slow  # merges, and asks four models on the cluster: about a minute
+def test_a_run_over_language_models_finds_its_models_and_data_on_the_storage(head: HeadNode):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from tests.benchmark_folders import write_gsm8k
+    from tests.language_checkpoints import make_tiny_llama
+
+    storage = head.folder / "shared"
+    for seed, name in enumerate(("base", "math", "chat")):
+        make_tiny_llama(storage / "models" / name, seed=seed)
+    write_gsm8k(storage / "data" / "gsm8k")
+    (storage / "own.yaml").write_text(
+        "name: sums\nquestions: sums.jsonl\nprompt: '{{ a }} plus 1?'\ngold: '{{ b }}'\n"
+        "choices: [' 2', ' 3']\n"
+    )
+    (storage / "data" / "sums.jsonl").write_text('{"a": 1, "b": 2}\n{"a": 2, "b": 3}\n')
+    run = {
+        "name": "tiny-language",
+        "base": "./models/base",
+        "models": ["./models/math", "./models/chat"],
+        "merges": [{"name": "TA", "method": "task_arithmetic"}],
+        "evaluate": {
+            "benchmarks": [{"name": "gsm8k", "max_tokens": 4}, "own.yaml"],
+            "backend": {"name": "transformers", "dtype": "float32", "device": "cpu"},
+            "data": "data",
+        },
+        "track": {"mlflow": False},
+    }
+    result = submit(head, run)
+    assert result.exit_code == 0, result.output
+    results = read_results(storage / "runs" / "tiny-language")
+    assert results.models() == ["Pretrained", "math", "chat", "TA"]
+    assert results.benchmarks() == ["gsm8k", "sums"]

@@ -67,6 +67,47 @@ def test_a_store_of_mlflow_in_a_file_is_a_path_like_others(uri: str, there: str)
             place_paths(run, None)
 
 
+LANGUAGE = {
+    "clip": None,
+    "evaluate": {
+        "benchmarks": [
+            "mmlu",
+            "own/capitals.yaml",
+            {"name": "gsm8k", "data": "elsewhere"},
+            {"name": "/whole/own.yaml"},
+        ],
+        "data": "data",
+    },
+}
+
+
+def test_data_and_benchmarks_of_ones_own_are_paths_like_others():
+    run = own_models(**LANGUAGE, run_folder="/r", cache="/c")
+    with pytest.raises(ConfigError) as caught:
+        place_paths(run, None)
+    lines = [line[4:] for line in str(caught.value).splitlines() if line.startswith("  - ")]
+    assert lines == [
+        "evaluate.data: data",
+        "evaluate.benchmarks.1: own/capitals.yaml",
+        "evaluate.benchmarks.2.data: elsewhere",
+    ]
+    placed = place_paths(run, "/shared")
+    assert str(placed.evaluate.data) == "/shared/data"
+    first, own, gsm8k, other = placed.evaluate.language_benchmarks
+    assert (first.name, first.data) == ("mmlu", None)
+    assert own.name == "/shared/own/capitals.yaml"
+    assert (gsm8k.name, str(gsm8k.data)) == ("gsm8k", "/shared/elsewhere")
+    assert other.name == "/whole/own.yaml"
+    assert place_paths(placed, None) == placed
+
+
+def test_a_sent_run_over_language_models_is_read_as_it_was(tmp_path: Path):
+    placed = place_paths(own_models(**LANGUAGE), "/shared")
+    write_bundle(placed, tmp_path)
+    sent = RunConfig.model_validate(yaml.safe_load((tmp_path / "run.yaml").read_text()))
+    assert sent.evaluate == placed.evaluate
+
+
 def test_a_folder_here_that_looks_like_a_hub_id_is_a_folder(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "mine").mkdir(parents=True)
