@@ -27,8 +27,9 @@ from nan_merge.schema import StrictModel
 from pipelines.cluster_config import Cluster
 from pipelines.gate_config import Gate
 from pipelines.language_benchmarks import is_own_benchmark, language_benchmark_names
-from pipelines.language_config import Backend, BackendSpec, BenchmarkSpec
+from pipelines.language_config import Backend, BackendSpec, BenchmarkSpec, Engine, EngineSpec
 from pipelines.masking import hide_passwords
+from pipelines.published_config import Published
 
 PRETRAINED, INDIVIDUAL = "Pretrained", "Individual"
 """Rows of the table that every run has; no merge and no model may be called so."""
@@ -120,6 +121,8 @@ class Evaluate(StrictModel):
     """Images that go through a model at once."""
     backend: Backend = BackendSpec()
     """What language models run on: a name, or `{name: ..., dtype: ...}`."""
+    engine: Engine = EngineSpec()
+    """Who asks language models: nan-merge, or opencompass, or `{name: ..., python: ...}`."""
     data: Path | None = None
     """Folder of language benchmarks' data; `$NAN_MERGE_DATA` if absent."""
     limit: int | None = Field(default=None, ge=1)
@@ -168,17 +171,6 @@ class Evaluate(StrictModel):
 def is_language_benchmark(name: str) -> bool:
     """Whether a name is of a benchmark for language models, or of a file that describes one."""
     return name in language_benchmark_names() or is_own_benchmark(name)
-
-
-class Published(StrictModel):
-    """Numbers from elsewhere that the report shows beside the run's own."""
-
-    source: str = Field(min_length=1)
-    """Where they were published."""
-    scores: dict[str, dict[str, float]] = Field(min_length=1)
-    """Row of the table -> benchmark -> score in percent."""
-    note: str = ""
-    """What makes them other than the run's, e.g. other models."""
 
 
 class Track(StrictModel):

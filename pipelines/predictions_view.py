@@ -108,7 +108,8 @@ def _parts(record: Record, benchmark: OpenBenchmark, outcome: Outcome) -> list[t
         parts.append(("log-probabilities", _choices(outcome)))
     else:
         parts.append(("completion", answer.completion or "(empty)"))
-        parts.append(("ended", f"{answer.finish_reason}, after {answer.num_tokens} tokens"))
+        if answer.finish_reason != "unknown":
+            parts.append(("ended", f"{answer.finish_reason}, after {answer.num_tokens} tokens"))
     extracted = "(none found: an abstention)" if verdict.extracted is None else verdict.extracted
     return [*parts, ("extracted", extracted), ("gold", sample.gold)]
 
@@ -124,10 +125,12 @@ def _choices(outcome: Outcome) -> str:
 def _prompt(record: Record, benchmark: OpenBenchmark, outcome: Outcome) -> str:
     """The prompt's text, made again as it was made then."""
     info, answer = record.info, outcome.answer
-    wording = wording_of(benchmark.profile, info.uses_chat_template)
+    # Of an imported record the prompt is there as text, whatever was made of it then.
+    is_chat = benchmark.uses_chat_template
+    wording = wording_of(benchmark.profile, is_chat)
     num_shots = len(outcome.sample.shots) - answer.num_dropped_shots
     try:
-        tokenizer = _tokenizer(info.folder) if info.uses_chat_template else None
+        tokenizer = _tokenizer(info.folder) if is_chat else None
         text = prompt_text(tokenizer, outcome.sample, wording, num_shots)
     except NanMergeError:
         plain = wording_of(benchmark.profile, False)

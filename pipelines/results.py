@@ -68,6 +68,27 @@ class MergeSummary:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """One model's score minus another's, paired by sample.
+
+    Attributes:
+        model: As in `ResultRow`.
+        baseline: The other one.
+        benchmark: As in `ResultRow`; empty for the average over benchmarks.
+        difference: In [-1, 1].
+        standard_error: Of the difference, over clusters of samples, same unit; nan if unknown.
+        num_samples: Samples that both answered.
+    """
+
+    model: str
+    baseline: str
+    benchmark: str
+    difference: float
+    standard_error: float
+    num_samples: int
+
+
+@dataclass(frozen=True)
 class RunResults:
     """Everything that the table, the report and MLflow show of one run.
 
@@ -84,6 +105,8 @@ class RunResults:
             Empty in results of older versions.
         differences: Merged model -> its average minus that of `baseline_model`, paired by sample,
             and the standard error of that over sources. Empty in results of older versions.
+        comparisons: Of the pairs that the run file's ``published`` names, on every benchmark and
+            on average. Empty for image tasks and in results of older versions.
         predictions: Model -> benchmark -> file of its answers, relative to the run folder. Empty
             in results of older versions.
     """
@@ -98,6 +121,7 @@ class RunResults:
     model_norms: dict[str, dict[str, float]] = field(default_factory=dict)
     averages: dict[str, tuple[float, float]] = field(default_factory=dict)
     differences: dict[str, tuple[float, float]] = field(default_factory=dict)
+    comparisons: tuple[Comparison, ...] = ()
     predictions: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def models(self) -> list[str]:
@@ -174,6 +198,9 @@ def read_results(folder: Path) -> RunResults:
     )
     rest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     merges = tuple(MergeSummary(**merge) for merge in rest.pop("merges"))
+    rest["comparisons"] = tuple(
+        Comparison(**_with_nan(each)) for each in rest.get("comparisons", ())
+    )
     for name in ("averages", "differences"):
         found = rest.get(name, {})
         rest[name] = {model: (value, _error(error)) for model, (value, error) in found.items()}

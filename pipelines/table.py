@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
+from evaluators.language_scores import METRIC as LANGUAGE_METRIC
 from pipelines.results import RunResults
 from pipelines.sheet import (
     MISSING,
@@ -138,6 +139,8 @@ def sample_counts(results: RunResults) -> str:
 
 def error_source(results: RunResults) -> str:
     """What standard errors are over: sources that samples share, or samples in older results."""
+    if any(row.metric == LANGUAGE_METRIC for row in results.rows):
+        return "questions"
     return "the test set's sources" if results.averages else "test samples"
 
 

@@ -1,9 +1,11 @@
 import math
+import random
+import statistics
 
 import pytest
 
 from evaluators.predictions import Prediction
-from evaluators.scores import score_accuracy, score_average
+from evaluators.scores import score_accuracy, score_average, score_weighted
 
 
 def answered(*outcomes: tuple[str, int]) -> list[Prediction]:
@@ -70,3 +72,48 @@ def test_what_cannot_be_scored_is_refused():
         score_average({})
     with pytest.raises(ValueError, match="b: there are no predictions"):
         score_average({**answers, "b": []})
+
+
+def test_each_part_tells_its_own_spread_by_hand():
+    parts = [
+        (0.25, [("x", 1.0), ("y", 0.0)]),
+        (0.75, [("p", 1.0), ("q", 1.0), ("q", 0.0), ("r", 0.0)]),
+    ]
+    score = score_weighted("average", "top1", parts)
+    # Both means are 1/2. The first part's error is that of a mean of two: sqrt(1/4 / 1) = 1/2.
+    # The second's: residuals by cluster 1/2, 0, -1/2; sqrt(3 / 2 * 1/2) / 4.
+    expected = (0.25 * 0.5) ** 2 + (0.75 * math.sqrt(3 / 4) / 4) ** 2
+    assert (score.value, score.num_samples) == (0.5, 6)
+    assert score.standard_error == pytest.approx(math.sqrt(expected))
+
+
+def test_parts_of_one_sample_are_drawn_from_one_part():
+    lone = [
+        (0.25, [(name, right)]) for name, right in zip("wxyz", (1.0, 1.0, 1.0, 0.0), strict=True)
+    ]
+    score = score_weighted("average", "top1", lone)
+    # As if the four were samples of one part: see the first test.
+    assert (score.value, score.standard_error) == pytest.approx((0.75, 0.25))
+
+
+def test_a_single_part_of_one_sample_has_no_error():
+    parts = [(0.5, [("x", 1.0)]), (0.5, [("y", 1.0), ("z", 0.0)])]
+    assert math.isnan(score_weighted("average", "top1", parts).standard_error)
+
+
+def test_the_error_of_a_weighted_mean_is_the_spread_of_many_draws():
+    draw = random.Random(0)
+    chances = (0.1, 0.5, 0.9)
+
+    def score():
+        parts = [
+            (1 / 3, [(f"{part}/{place}", float(draw.random() < chance)) for place in range(3)])
+            for part, chance in enumerate(chances)
+        ]
+        return score_weighted("average", "top1", parts)
+
+    found = [score() for _ in range(4000)]
+    true = math.sqrt(sum(chance * (1 - chance) / 3 for chance in chances)) / 3
+    assert statistics.stdev(each.value for each in found) == pytest.approx(true, rel=0.05)
+    squares = statistics.fmean(each.standard_error**2 for each in found)
+    assert squares == pytest.approx(true**2, rel=0.05)

@@ -80,7 +80,7 @@ def test_a_run_over_language_models_gives_a_table_and_a_report(tmp_path, monkeyp
     table = console.export_text()
     assert "accuracy in %" in table and "math" in table
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "Beside a table" in page and "(56.3)" in page
+    assert "Beside a table" in page and "56.3" in page
     assert "protocol of mmlu/oc-ppl" in page
     assert read_results(tmp_path / "run") == results
     # Once more: everything is read, nothing asked, and the results are the same.
@@ -164,8 +164,7 @@ def test_published_rows_that_the_run_lacks_stay_visible(tmp_path, tiny_results_o
     results, published = tiny_results_of_two
     write_report(results, tmp_path, published)
     page = (tmp_path / "report.html").read_text()
-    assert "another model" in page
-    assert "— (1.0)" in page
+    assert "another model" in page and "1.0" in page
 
 
 @pytest.fixture
