@@ -106,6 +106,11 @@ def _find(gate: Gate, run_folder: Path | None) -> GateModels:
             f"gate.{lacking} is missing: name a model of the run, or FOLDER:MODEL, under `gate:` "
             f"in the run file, or with --{lacking}."
         )
+    if run_folder is not None and not run_folder.is_dir():
+        raise DataError(
+            f"There is no folder {run_folder}: the run was never made. `nan-merge run` it first, "
+            "with the same file."
+        )
     own = find_models(run_folder) if run_folder is not None else []
     candidate = _model(gate.candidate, own, run_folder, None)
     baseline = _model(gate.baseline, own, run_folder, candidate.name)

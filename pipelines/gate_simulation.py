@@ -110,7 +110,7 @@ def error_rates(
         own = Rules(rules.alpha, rules.min_samples, rules.resamples, number)
         counts[overall(decide(pairs, dict.fromkeys(names, case.margin), own))] += 1
     verdicts: list[Verdict] = ["pass", "fail", "inconclusive"]
-    shares = {each: counts[each] / repeats for each in verdicts}
+    shares: dict[Verdict, float] = {each: counts[each] / repeats for each in verdicts}
     return Rates(case, loss, len(losing), repeats, shares)
 
 
@@ -174,7 +174,7 @@ def print_error_rates(repeats: int, console: Console) -> None:
 
 def _loss(rates: Rates) -> str:
     points = f"{rates.case.margin * rates.loss * 100:g} points"
-    words = {0: "none", 1: f"the margin, {points}", 2: f"twice it, {points}"}
+    words: dict[float, str] = {0: "none", 1: f"the margin, {points}", 2: f"twice it, {points}"}
     said = words.get(rates.loss, points)
     return said if rates.num_losing == rates.case.num_benchmarks else f"{said}, on one"
 

@@ -95,8 +95,9 @@ def print_report(report: GateReport, console: Console) -> None:
 def gate_markdown(report: GateReport) -> str:
     """The decision for a pull request."""
     sentences = "\n".join(f"- {line}" for line in _sentences(report))
+    models = f"`{report.candidate}` against `{report.baseline}`"
     return (
-        f"### Gate: {report.verdict.upper()}\n\n{report.candidate} against {report.baseline}\n\n"
+        f"### Gate: {report.verdict.upper()}\n\n{models}\n\n"
         f"{markdown(gate_sheet(report))}\n{sentences}\n"
     )
 
@@ -175,7 +176,7 @@ def _write_error(message: str, files: GateFiles) -> None:
 
 def _suite(tests: int, failures: int, errors: int) -> ElementTree.Element:
     counts = {"tests": str(tests), "failures": str(failures), "errors": str(errors)}
-    return ElementTree.Element("testsuite", name="nan-merge gate", **counts)
+    return ElementTree.Element("testsuite", {"name": "nan-merge gate", **counts})
 
 
 def _xml_text(suite: ElementTree.Element) -> str:

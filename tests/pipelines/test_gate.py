@@ -194,6 +194,8 @@ def test_what_is_not_there_is_refused(run: Path, tmp_path: Path):
         decided(run, candidate="same", repeat="released")
     with pytest.raises(ConfigError, match="holds 5 models; name one"):
         decided(None, candidate=f"{run}", baseline=f"{run}:released")
+    with pytest.raises(DataError, match="the run was never made"):
+        decided(tmp_path / "no", candidate="same")
     with pytest.raises(DataError, match="There is no folder"):
         decided(None, candidate=str(tmp_path / "no"), baseline=str(run))
 
