@@ -76,8 +76,7 @@ def answer_benchmarks(
             path = record_path(candidate.predictions, info)
             records[candidate.name, benchmark.name] = Record(path, info)
             if found := _missing(Record(path, info), benchmark):
-                if benchmark.uses_chat_template:  # before minutes go into loading the model
-                    check_chat_template(load_tokenizer(folder), folder)
+                _check_tokenizer(folder, benchmark)
                 write_info(path, info)
                 missing.append(found)
         if missing:
@@ -109,6 +108,13 @@ def _identified(candidate: LanguageCandidate) -> tuple[Path, Mapping[str, str]]:
         return Path(candidate.folder), candidate.identity
     folder = resolve_folder(candidate.folder)
     return folder, model_identity(folder)
+
+
+def _check_tokenizer(folder: Path, benchmark: OpenBenchmark) -> None:
+    """See in a second what would fail after the minutes that a large model takes to load."""
+    tokenizer = load_tokenizer(folder)
+    if benchmark.uses_chat_template:
+        check_chat_template(tokenizer, folder)
 
 
 @dataclass(frozen=True)
