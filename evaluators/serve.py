@@ -67,6 +67,8 @@ def serve_model(
     eager: bool | None = None,
     kv_cache_gib: int = 2,
     start_seconds: float = 900.0,
+    gpu_memory: float = 0.9,
+    api_key: str | None = None,
 ) -> Iterator[Endpoint]:
     """Serve a checkpoint until the block ends, or this process does, however that comes.
 
@@ -81,6 +83,8 @@ def serve_model(
         eager: Whether to start at once, without compiling the model; by default on a CPU.
         kv_cache_gib: On a CPU, GiB for keys and values.
         start_seconds: How long it may take to start.
+        gpu_memory: On a GPU, the share of its memory that it may take.
+        api_key: Without it a request is refused; every user of this machine may ask if None.
 
     Raises:
         CheckpointError: If there are no weights, or the tokenizer cannot be loaded.
@@ -95,18 +99,23 @@ def serve_model(
     options += ["--tensor-parallel-size", str(tensor_parallel)]
     if max_length is not None:
         options += ["--max-model-len", str(max_length)]
-    if is_cpu_build() if eager is None else eager:
+    is_cpu = is_cpu_build()
+    if is_cpu if eager is None else eager:
         options.append("--enforce-eager")
+    if not is_cpu:
+        options += ["--gpu-memory-utilization", str(gpu_memory)]
     workplace = new_engine_folder()
     log.parent.mkdir(parents=True, exist_ok=True)
     start = log.stat().st_size if log.is_file() else 0
+    # Not as an argument, which every user of the machine can read.
+    key = {} if api_key is None else {"VLLM_API_KEY": api_key}
     with log.open("ab") as file:
         process = subprocess.Popen(
             _command(folder, port, options),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=os.environ | engine_variables(kv_cache_gib, workplace),
+            env=os.environ | engine_variables(kv_cache_gib, workplace) | key,
             start_new_session=True,
         )
     endpoint = Endpoint(f"http://{HOST}:{port}/v1", model, log, process)
@@ -114,7 +123,7 @@ def serve_model(
         _wait_until_healthy(endpoint, port, start, start_seconds)
         yield endpoint
     finally:
-        _end(process)
+        end_process(process)
         shutil.rmtree(workplace, ignore_errors=True)
 
 
@@ -160,8 +169,8 @@ def _wait_until_healthy(endpoint: Endpoint, port: int, start: int, seconds: floa
         time.sleep(_POLL_SECONDS)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask the server to end, then end what is left of its session."""
+def end_process(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process that leads a session to end, then end what is left of its session."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(_END_SECONDS)

@@ -19,7 +19,7 @@ from nan_merge.safetensors_file import MAX_REMEMBERED_BYTES, TensorInfo
 
 # Private memory of a Python process that has imported this package and its compiled kernels, and
 # what torch adds to it. Forked processes share most of it, but each counts it in RssAnon.
-PROCESS_BYTES, TORCH_BYTES = 110 << 20, 110 << 20
+PROCESS_BYTES, TORCH_BYTES = 64 << 20, 128 << 20
 # Copies that a method makes of what it is given at once: a block, or a whole tensor.
 COPIES, COPIES_PER_MODEL = 10, 3
 # Histograms of magnitudes and what waits to be added up.

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from nan_merge.aligned import aligned_empty
 from nan_merge.cost import Pass, list_passes
 from nan_merge.dtypes import from_float32
 from nan_merge.errors import NanMergeError
@@ -96,7 +97,7 @@ def read_speed(files: Sequence[str]) -> float:
         for file, size in zip(files, sizes, strict=True)
         for start in range(0, size, step)
     ]
-    buffer = bytearray(PIECE_BYTES)
+    buffer = aligned_empty((PIECE_BYTES,), np.uint8).data
     done, started = 0, time.perf_counter()
     # In strides, so that pieces from everywhere were read whenever time is up.
     for file, start in (place for stride in range(8) for place in places[stride::8]):
@@ -113,12 +114,13 @@ def read_speed(files: Sequence[str]) -> float:
 def write_speed(output: Path) -> float | None:
     """Bytes a second that reach the disk of a folder that need not exist yet."""
     place = next(path for path in output.absolute().parents if path.is_dir())
-    piece = os.urandom(SYNCED_BYTES)
+    piece = aligned_empty((SYNCED_BYTES,), np.uint8)
+    piece[:] = np.frombuffer(os.urandom(SYNCED_BYTES), np.uint8)
     try:
         with tempfile.TemporaryFile(dir=place, prefix=staging_path(output).name) as file:
             done, started = 0, time.perf_counter()
             while done < MOST_WRITTEN_BYTES and time.perf_counter() - started < MOST_SECONDS:
-                done += os.write(file.fileno(), piece)
+                done += os.write(file.fileno(), piece.data)
                 os.fsync(file.fileno())  # piece by piece: a busy disk may take seconds for all
             return done / max(time.perf_counter() - started, 1e-6)
     except OSError:

@@ -44,7 +44,7 @@ class LoraSettings:
 
     def rank_of(self, module: str) -> int:
         """Rank of a module's factors; patterns match the end of its name, as in PEFT."""
-        return self.rank_pattern.get(_matching(self.rank_pattern, module), self.rank)
+        return self.rank_pattern.get(_matching(self.path, self.rank_pattern, module), self.rank)
 
     def scale_of(self, module: str) -> float:
         """The factor s of B·A.
@@ -52,7 +52,7 @@ class LoraSettings:
         Raises:
             CheckpointError: If the rank is not positive.
         """
-        alpha = self.alpha_pattern.get(_matching(self.alpha_pattern, module), self.alpha)
+        alpha = self.alpha_pattern.get(_matching(self.path, self.alpha_pattern, module), self.alpha)
         rank = self.rank_of(module)
         if rank < 1:
             raise CheckpointError(
@@ -112,7 +112,7 @@ def read_lora_settings(folder: Path) -> LoraSettings:
         ) from error
 
 
-def _matching(patterns: Mapping[str, object], module: str) -> str:
+def _matching(path: Path, patterns: Mapping[str, object], module: str) -> str:
     """The first pattern that matches the whole end of a module's name, else the name."""
     for pattern in patterns:
         try:
@@ -120,6 +120,6 @@ def _matching(patterns: Mapping[str, object], module: str) -> str:
                 return pattern
         except re.error as error:
             raise CheckpointError(
-                f"{ADAPTER_CONFIG}: {pattern!r} is no regular expression. Save the adapter again."
+                f"{path}: {pattern!r} is no regular expression. Save the adapter again."
             ) from error
     return module

@@ -84,9 +84,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file of weights that a merge's manifest names is there in its full size."""
-    files = read_manifest(folder / MANIFEST_NAME).get("files")
-    if not isinstance(files, dict):
+    """Whether the files that a merge's manifest names are there, those of weights in full size."""
+    manifest = read_manifest(folder / MANIFEST_NAME)
+    files, beside = manifest.get("files"), manifest.get("beside", {})
+    if not (isinstance(files, dict) and isinstance(beside, dict)):
+        return False
+    if not all((folder / str(name)).is_file() for name in beside):
         return False
     sizes = {name: entry.get("bytes") for name, entry in files.items() if isinstance(entry, dict)}
     return all(

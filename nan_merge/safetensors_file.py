@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from nan_merge.aligned import PAGE, aligned_empty
 from nan_merge.dtypes import DType
 from nan_merge.errors import CheckpointError
 from nan_merge.lazy_torch import torch
@@ -229,7 +230,7 @@ class BlockReader:
     def _buffer(self, slot: int | None, num_bytes: int) -> np.ndarray:
         buffer = self._buffers.get(slot) if slot is not None else None
         if buffer is None or len(buffer) < num_bytes:
-            buffer = np.empty(num_bytes, dtype=np.uint8)
+            buffer = aligned_empty((num_bytes,), np.uint8)
             if slot is not None:
                 self._buffers[slot] = buffer
         return buffer
@@ -269,7 +270,7 @@ class BlockReader:
 def make_header(tensors: Sequence[tuple[str, DType, tuple[int, ...]]]) -> bytes:
     """The bytes before the data of a file that holds these tensors in this order.
 
-    Padded with spaces so that the data starts at a multiple of 8 bytes, as the format asks.
+    Padded with spaces, as the format allows, so that the data starts where a page does.
     """
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
@@ -282,7 +283,7 @@ def make_header(tensors: Sequence[tuple[str, DType, tuple[int, ...]]]) -> bytes:
         }
         position = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % PAGE)
     return len(text).to_bytes(8, "little") + text
 
 

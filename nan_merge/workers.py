@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from nan_merge.aligned import aligned_empty
 from nan_merge.errors import NanMergeError
 from nan_merge.lazy_torch import torch
 from nan_merge.safetensors_file import BlockReader
@@ -71,7 +72,7 @@ def scratch_array(use: str, shape: tuple[int, ...], dtype: type[Any]) -> np.ndar
     kept = _worker().arrays
     found = kept.get(use)
     if found is None or found.shape != shape or found.dtype != dtype:
-        found = kept[use] = np.empty(shape, dtype)
+        found = kept[use] = aligned_empty(shape, dtype)
     return found
 
 

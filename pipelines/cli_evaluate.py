@@ -44,6 +44,13 @@ class DtypeName(StrEnum):
     FLOAT32 = "float32"
 
 
+class EngineName(StrEnum):
+    """Who asks and scores."""
+
+    NAN_MERGE = "nan-merge"
+    OPENCOMPASS = "opencompass"
+
+
 class DeviceName(StrEnum):
     """Where transformers computes."""
 
@@ -64,6 +71,7 @@ class ScorerChoice(StrEnum):
     "nan-merge evaluate merged/ --benchmarks mmlu --profile mmlu=oc-gen-5shot --limit 10\n\n"
     "nan-merge evaluate org/model@main --benchmarks gsm8k --backend transformers --dtype float32"
     "\n\nnan-merge evaluate merged/ --benchmarks mmlu --subsets anatomy,astronomy"
+    "\n\nnan-merge evaluate merged/ --benchmarks bbh --engine opencompass"
 )
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder or hub id.")],
@@ -111,6 +119,19 @@ def evaluate(
             help="Apply the model's chat template or not, whatever the profile says.",
         ),
     ] = None,
+    engine: Annotated[
+        EngineName,
+        typer.Option(help="Who asks and scores: this program, or OpenCompass as it is."),
+    ] = EngineName.NAN_MERGE,
+    opencompass_python: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="For --engine opencompass: the interpreter of the environment that has it; "
+            ".venv-opencompass/bin/python if absent.",
+            envvar="NAN_MERGE_OPENCOMPASS",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of results; runs/evaluations/MODEL if absent."),
@@ -123,7 +144,7 @@ def evaluate(
     """
     with explain_errors(debug):
         from pipelines.language_command import evaluate_command
-        from pipelines.language_config import BackendSpec, BenchmarkSpec
+        from pipelines.language_config import BackendSpec, BenchmarkSpec, EngineSpec
 
         if not _names(benchmarks):
             raise ConfigError("--benchmarks names none; give some, e.g. --benchmarks mmlu,gsm8k.")
@@ -148,7 +169,8 @@ def evaluate(
                 "max_length": max_length,
             }
         )
-        evaluate_command(model, specs, spec, open_console(), data=data, output=output)
+        asker = EngineSpec(name=engine.value, python=opencompass_python)
+        evaluate_command(model, specs, spec, open_console(), data=data, output=output, engine=asker)
 
 
 @app.command(
@@ -193,7 +215,8 @@ def import_results(
 
 @predictions.command(
     epilog="Examples:\n\nnan-merge predictions show runs/evaluations/merged --wrong --limit 3\n\n"
-    "nan-merge predictions show runs/table2 --benchmark mmlu --sample anatomy/17"
+    "nan-merge predictions show runs/table2 --benchmark mmlu --sample anatomy/17\n\n"
+    "nan-merge predictions show runs/quickstart/predictions/ties --flips comparison/flips.jsonl"
 )
 def show(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of an evaluation or a run.")],
@@ -211,11 +234,30 @@ def show(
         ScorerChoice | None,
         typer.Option(help="Whose verdicts; the one that tables show if absent."),
     ] = None,
+    flips: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Only the samples of a flips.jsonl that `compare --output` wrote."
+        ),
+    ] = None,
     data: MovedData = None,
     debug: Debug = False,
 ) -> None:
-    """Show prompts, completions, what was extracted, the right answers and the verdicts."""
+    """Show prompts, completions, what was extracted, the right answers and the verdicts.
+
+    Of images: the right answer, the model's and its probability.
+    """
     with explain_errors(debug):
+        from pipelines.flips import read_flips
+        from pipelines.image_view import holds_images, show_image_predictions
+
+        only = read_flips(flips) if flips is not None else None
+        if holds_images(folder):
+            show_image_predictions(
+                folder, open_console(), benchmark=benchmark, sample=sample, wrong=wrong,
+                limit=limit, flips=only,
+            )  # fmt: skip
+            return
         from pipelines.predictions_view import show_predictions
 
         show_predictions(
@@ -227,6 +269,7 @@ def show(
             limit=limit,
             scorer=scorer.value if scorer is not None else None,
             data=data,
+            flips=only,
         )
 
 

@@ -55,7 +55,8 @@ def run(
 
 @app.command(
     epilog="Examples:\n\nnan-merge show runs/quickstart\n\n"
-    "nan-merge show runs/quickstart runs/quickstart-seed1 --markdown"
+    "nan-merge show runs/quickstart runs/quickstart-seed1 --markdown\n\n"
+    "nan-merge show runs/table2-smollm2 --published"
 )
 def show(
     run_folders: Annotated[
@@ -64,23 +65,32 @@ def show(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print Markdown instead of a drawn table.")
     ] = False,
+    published: Annotated[
+        bool,
+        typer.Option("--published", help="Print it beside the numbers under `published`."),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Print the table of a finished run again; of several runs, the spread over their seeds."""
     with explain_errors(debug):
         from pipelines import table
+        from pipelines.sweep_table import shown_results
 
         runs = [_read_run(folder) for folder in run_folders]
         _refuse_repeated_seeds(run_folders, runs)
+        if published:
+            for folder, found in zip(run_folders, runs, strict=True):
+                _show_published(folder, found, markdown)
+            return
         if markdown:
             single, several = table.markdown_table, table.markdown_seeds_table
-            typer.echo(several(runs) if len(runs) > 1 else single(runs[0]))
+            typer.echo(several(runs) if len(runs) > 1 else single(shown_results(runs[0])))
         else:
             console = open_console()
             drawn = (
                 table.seeds_table(runs, console.width)
                 if len(runs) > 1
-                else table.results_table(runs[0], console.width)
+                else table.results_table(shown_results(runs[0]), console.width)
             )
             console.print(drawn)
 
@@ -99,6 +109,26 @@ def status(
         from pipelines.status_view import status_command
 
         status_command(run_folder, open_console(), as_json)
+
+
+def _show_published(folder: Path, results: RunResults, as_markdown: bool) -> None:
+    from nan_merge.yaml_config import load_config
+    from pipelines.config import RunConfig
+    from pipelines.published import published_differences_sheet, published_sheet
+    from pipelines.sheet import markdown, rich_table
+
+    numbers = load_config(folder / "config.yaml", RunConfig).published
+    if numbers is None:
+        raise DataError(f"{folder / 'config.yaml'} has no section `published` to print beside.")
+    console = open_console()
+    for sheet in (
+        published_sheet(results, numbers),
+        published_differences_sheet(results, numbers),
+    ):
+        if sheet is not None and as_markdown:
+            typer.echo(markdown(sheet))
+        elif sheet is not None:
+            console.print(rich_table(sheet, console.width))
 
 
 def _read_run(run_folder: Path) -> RunResults:

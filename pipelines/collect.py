@@ -9,12 +9,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from evaluators.predictions import Prediction, read_predictions
-from evaluators.scores import Score, score_average, score_difference
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluators.predictions import Prediction
+from evaluators.scores import Score, score_average
 from nan_merge.recipe import MergeRecipe, ModelReference
 from pipelines.config import INDIVIDUAL, PRETRAINED, MergeEntry
-from pipelines.evaluate import Candidate, predictions_path
+from pipelines.evaluate import Candidate, predictions_path, read_part
+from pipelines.paired import Pairs, difference_of, joined, pairs_of
+from pipelines.provenance import git_commit
 from pipelines.results import MergeSummary, ResultRow, RowKind, RunResults, baseline_model
+from pipelines.split import Part, everything
 
 Scores = Mapping[tuple[str, str], Score]  # (candidate's name, benchmark's name)
 
@@ -70,45 +76,76 @@ def row_of(model: str, kind: RowKind, recipe: MergeRecipe | None, score: Score) 
     )
 
 
-def with_averages(results: RunResults, candidates: Sequence[Candidate]) -> RunResults:
+def with_averages(
+    results: RunResults, candidates: Sequence[Candidate], part: Part = everything
+) -> RunResults:
     """Add averages, and differences to the baseline, with errors over sources of samples.
 
-    Both are computed from the predictions on disk. A model that misses a benchmark gets neither.
+    Both are computed from the predictions on disk, on the same part of the samples as the rows. A
+    model that misses a benchmark gets neither.
 
     Raises:
         DataError: If predictions are missing or damaged.
     """
     by_name = {candidate.name: candidate for candidate in candidates}
-    baseline = baseline_model(results)
-    reference = _answers(results, baseline, by_name) if baseline else None
+    files = {model: _files(results, model, by_name) for model in results.models()}
+    baseline, num_benchmarks = baseline_model(results), len(results.benchmarks())
     averages: dict[str, tuple[float, float]] = {}
     differences: dict[str, tuple[float, float]] = {}
     merged = {row.model for row in results.rows if row.kind == "merged"}
-    for model in results.models():
-        answers = _answers(results, model, by_name)
-        if answers is None:
+    reference: dict[str, list[Prediction]] = {}
+    if baseline is not None and len(files[baseline]) == num_benchmarks:
+        reference = _read(files[baseline], part)
+    for model, paths in files.items():
+        if len(paths) < num_benchmarks:
             continue
+        answers = _read(paths, part)
         average = score_average(answers)
         averages[model] = (average.value, average.standard_error)
-        if reference is not None and model in merged and model != baseline:
-            difference = score_difference(answers, reference)
+        if reference and model in merged and model != baseline:
+            difference = difference_of(joined(_pairs(answers, reference)))
             differences[model] = (difference.value, difference.standard_error)
-    return replace(results, averages=averages, differences=differences)
+    folder = candidates[0].predictions.parents[1]
+    return replace(
+        results,
+        averages=averages,
+        differences=differences,
+        predictions={
+            model: {name: path.relative_to(folder).as_posix() for name, path in paths.items()}
+            for model, paths in files.items()
+        },
+    )
 
 
-def _answers(
-    results: RunResults, model: str, candidates: Mapping[str, Candidate]
-) -> dict[str, list[Prediction]] | None:
-    """A row's predictions on every benchmark, or None if it misses one."""
-    answers: dict[str, list[Prediction]] = {}
+def _files(results: RunResults, model: str, candidates: Mapping[str, Candidate]) -> dict[str, Path]:
+    """Benchmark -> predictions behind a row of the table."""
+    files: dict[str, Path] = {}
     for benchmark in results.benchmarks():
         row = results.row(model, benchmark)
-        if row is None:
-            return None
-        # On each benchmark the row of individual models shows the model fine-tuned for it.
-        candidate = candidates[benchmark if row.kind == "individual" else model]
-        answers[benchmark] = read_predictions(predictions_path(candidate, benchmark), Prediction)
-    return answers
+        if row is not None:
+            # On each benchmark the row of individual models shows the model fine-tuned for it.
+            candidate = candidates[benchmark if row.kind == "individual" else model]
+            files[benchmark] = predictions_path(candidate, benchmark)
+    return files
+
+
+def _read(paths: Mapping[str, Path], part: Part) -> dict[str, list[Prediction]]:
+    return {name: read_part(path, part) for name, path in paths.items()}
+
+
+def _pairs(
+    answers: Mapping[str, Sequence[Prediction]], baseline: Mapping[str, Sequence[Prediction]]
+) -> list[tuple[Pairs, NDArray[np.str_]]]:
+    """Per benchmark, answers of two models of one run, which has one list of samples for all."""
+    parts: list[tuple[Pairs, NDArray[np.str_]]] = []
+    for name, found in answers.items():
+        right_before = {each.sample_id: each.is_correct for each in baseline[name]}
+        clusters = np.array([each.cluster_id for each in found])
+        right = np.array([each.is_correct for each in found])
+        reference = np.array([right_before[each.sample_id] for each in found])
+        pairs = pairs_of(right, reference, clusters, np.full(len(found), name))
+        parts.append((pairs, clusters))
+    return parts
 
 
 def coefficients_label(recipe: MergeRecipe) -> str:
@@ -177,4 +214,6 @@ def environment_facts() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     facts["device"] = "CPU; no GPU path was run"
+    if commit := git_commit(Path.cwd()):
+        facts["git commit"] = commit
     return facts

@@ -25,9 +25,12 @@ from nan_merge.recipe import (
 )
 from nan_merge.schema import StrictModel
 from pipelines.cluster_config import Cluster
+from pipelines.gate_config import Gate
 from pipelines.language_benchmarks import is_own_benchmark, language_benchmark_names
-from pipelines.language_config import Backend, BackendSpec, BenchmarkSpec
+from pipelines.language_config import Backend, BackendSpec, BenchmarkSpec, Engine, EngineSpec
 from pipelines.masking import hide_passwords
+from pipelines.published_config import Published
+from pipelines.sweep_config import Sweep
 
 PRETRAINED, INDIVIDUAL = "Pretrained", "Individual"
 """Rows of the table that every run has; no merge and no model may be called so."""
@@ -85,11 +88,16 @@ class MergeEntry(StrictModel):
     """As in a recipe."""
     tokenizer: str | None = "base"
     """As in a recipe."""
+    models: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Names of those of the run's models that are merged; all if absent."""
 
     def recipe(
         self, base: str | None, models: tuple[ModelReference, ...], seed: int
     ) -> MergeRecipe:
         """The full recipe of this merge over the run's models."""
+        wanted = self.models
+        if wanted is not None:
+            models = tuple(model for model in models if model.name in wanted)
         return MergeRecipe(
             base=base,
             models=models,
@@ -119,6 +127,8 @@ class Evaluate(StrictModel):
     """Images that go through a model at once."""
     backend: Backend = BackendSpec()
     """What language models run on: a name, or `{name: ..., dtype: ...}`."""
+    engine: Engine = EngineSpec()
+    """Who asks language models: nan-merge, or opencompass, or `{name: ..., python: ...}`."""
     data: Path | None = None
     """Folder of language benchmarks' data; `$NAN_MERGE_DATA` if absent."""
     limit: int | None = Field(default=None, ge=1)
@@ -169,17 +179,6 @@ def is_language_benchmark(name: str) -> bool:
     return name in language_benchmark_names() or is_own_benchmark(name)
 
 
-class Published(StrictModel):
-    """Numbers from elsewhere that the report shows beside the run's own."""
-
-    source: str = Field(min_length=1)
-    """Where they were published."""
-    scores: dict[str, dict[str, float]] = Field(min_length=1)
-    """Row of the table -> benchmark -> score in percent."""
-    note: str = ""
-    """What makes them other than the run's, e.g. other models."""
-
-
 class Track(StrictModel):
     """Where the run is recorded."""
 
@@ -189,6 +188,17 @@ class Track(StrictModel):
     """Tracking URI; SQLite in the run folder if absent."""
     experiment: str | None = None
     """MLflow experiment; the run's name if absent."""
+    register_as: str | None = Field(default=None, min_length=1)
+    """Name in the model registry, where merges become versions: those that a sweep selected, or
+    all of a run's; nothing is registered if absent."""
+    upload_weights: bool = False
+    """Send the weights of registered merges, too, beside their config, tokenizer and manifest."""
+    push: str | None = None
+    """Where the same merges' checkpoints are copied, each to a folder of its own: the URL of an
+    object store, or `hf://OWNER/NAME` for a repository of the hub per merge."""
+    max_seconds: float = Field(default=600, ge=0)
+    """Give up on a slow server after so long; the rest waits for `nan-merge track sync`. 0 waits
+    for ever."""
 
 
 class RunConfig(StrictModel):
@@ -214,12 +224,16 @@ class RunConfig(StrictModel):
     """For image towers: folder of the whole pretrained CLIP, whose text tower makes the heads."""
     merges: tuple[MergeEntry, ...] = ()
     """The merges to make and compare."""
+    sweep: Sweep | None = None
+    """Merges to search among, for `nan-merge sweep`."""
     evaluate: Evaluate
     """What to measure."""
     track: Track = Track()
     """Where to record it."""
     cluster: Cluster = Cluster()
     """Where to run it."""
+    gate: Gate | None = None
+    """What `nan-merge gate` decides about the finished run."""
     published: Published | None = None
     """Numbers from elsewhere to show beside the run's own."""
 
@@ -254,11 +268,7 @@ class RunConfig(StrictModel):
     @model_validator(mode="after")
     def _rows_have_names_of_their_own(self) -> RunConfig:
         merges = [entry.name for entry in self.merges]
-        models = [model.name for model in self.models]
-        if self.experts is not None:
-            models += self.experts.tasks
-        if self.fine_tunes is not None:
-            models += self.fine_tunes.models
+        models = self.model_names()
         if twice := _repeated(merges):
             raise ValueError(f"two merges are both called {', '.join(twice)}")
         if twice := _repeated(models):
@@ -274,7 +284,23 @@ class RunConfig(StrictModel):
             raise ValueError(
                 f"a merge and a fine-tuned model are both called {', '.join(taken)}; rename one"
             )
+        for entry in self.merges:
+            for name in entry.models or ():
+                if name not in models:
+                    raise ValueError(
+                        f"{entry.name} merges a model {name!r} that there is not, have "
+                        f"{', '.join(models)}{did_you_mean(name, models)}"
+                    )
         return self
+
+    def model_names(self) -> list[str]:
+        """Names of the fine-tuned models, in the order in which they are merged."""
+        names = [model.name for model in self.models]
+        if self.experts is not None:
+            names += self.experts.tasks
+        if self.fine_tunes is not None:
+            names += self.fine_tunes.models
+        return names
 
     @property
     def folder(self) -> Path:

@@ -134,7 +134,7 @@ def _read_row(row: Mapping[str, Any], subset: str, place: str) -> tuple[Imported
         raise DataError(f"{place}: is no sample of lm-evaluation-harness ({error!r}).") from error
     found = None if extracted in ("[invalid]", "") else extracted
     question = ImportedQuestion(sample_id, subset, prompt, (), gold, found, is_correct)
-    return question, Answer(sample_id, prompt_digest(prompt), completion, "stop")
+    return question, Answer(sample_id, prompt_digest(prompt), completion, "unknown")
 
 
 def _choice_row(

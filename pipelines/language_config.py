@@ -11,7 +11,7 @@ from evaluators.language_evaluation import LanguageModelOptions
 from nan_merge.schema import StrictModel
 
 
-def _expand_backend(value: Any) -> Any:
+def _expand_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -43,6 +43,20 @@ class BackendSpec(StrictModel):
         return LanguageModelOptions(backend=content.pop("name"), **content)
 
 
+class EngineSpec(StrictModel):
+    """Whose program asks language models and scores their answers."""
+
+    name: Literal["nan-merge", "opencompass"] = "nan-merge"
+    """This one, or OpenCompass as it is, against a server of the model."""
+    python: Path | None = None
+    """For opencompass: the interpreter of the environment in which it is installed;
+    `$NAN_MERGE_OPENCOMPASS` or `.venv-opencompass/bin/python` if absent."""
+    requests: int = Field(default=32, ge=1)
+    """For opencompass: requests that are under way at once."""
+    silence_seconds: float = Field(default=1200, gt=0)
+    """For opencompass: it is ended if nothing that it writes grows for so long."""
+
+
 class BenchmarkSpec(StrictModel):
     """One language benchmark, and how it is asked."""
 
@@ -62,4 +76,5 @@ class BenchmarkSpec(StrictModel):
     """Whether the model's chat template is applied; what the profile says if absent."""
 
 
-Backend = Annotated[BackendSpec, BeforeValidator(_expand_backend)]
+Backend = Annotated[BackendSpec, BeforeValidator(_expand_name)]
+Engine = Annotated[EngineSpec, BeforeValidator(_expand_name)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from evaluators.language_scores import Outcome
+from evaluators.language_scores import Outcome, truncation_rate
 from pipelines.language_scores import MISSING_ANSWERS
 
 
@@ -16,7 +17,7 @@ def lost_answers(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
         outcomes: Model -> its outcomes on one benchmark.
     """
     return ", ".join(
-        f"{model} {_abstain_rate(found):.1%} ({_truncation_rate(found):.1%} cut off)"
+        f"{model} {_abstain_rate(found):.1%} ({_cut_off(found)})"
         for model, found in outcomes.items()
     )
 
@@ -24,7 +25,7 @@ def lost_answers(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
 def lost_notes(benchmark: str, outcomes: Mapping[str, Sequence[Outcome]]) -> list[str]:
     """What a reader of a benchmark's scores should know; nothing if nothing was lost."""
     notes: list[str] = []
-    if any(_abstain_rate(found) or _truncation_rate(found) for found in outcomes.values()):
+    if any(_abstain_rate(found) or truncation_rate(found) > 0 for found in outcomes.values()):
         notes.append(
             f"note: {benchmark}: samples in which no answer was found, counted as wrong: "
             f"{lost_answers(outcomes)}."
@@ -44,5 +45,6 @@ def _abstain_rate(outcomes: Sequence[Outcome]) -> float:
     return fmean(each.verdict.extracted is None for each in outcomes)
 
 
-def _truncation_rate(outcomes: Sequence[Outcome]) -> float:
-    return fmean(each.answer.finish_reason == "length" for each in outcomes)
+def _cut_off(outcomes: Sequence[Outcome]) -> str:
+    rate = truncation_rate(outcomes)
+    return "how many were cut off is not known" if math.isnan(rate) else f"{rate:.1%} cut off"

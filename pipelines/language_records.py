@@ -151,6 +151,22 @@ def write_info(path: Path, info: RecordInfo) -> None:
         write_text_atomically(target, text)
 
 
+def read_record(path: Path) -> Record:
+    """A record by the file of its answers.
+
+    Raises:
+        DataError: If its description is missing or damaged.
+    """
+    described = path.with_suffix(".json")
+    try:
+        content = json.loads(described.read_text(encoding="utf-8"))
+        return Record(path, RecordInfo(**content))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(
+            f"{described} is damaged ({error}). Remove it and run the same command again."
+        ) from error
+
+
 def find_records(folder: Path) -> list[Record]:
     """All records in a folder and the folders below it, sorted by path.
 
@@ -159,16 +175,8 @@ def find_records(folder: Path) -> list[Record]:
     """
     records: list[Record] = []
     for path in sorted(folder.rglob("*.jsonl")):
-        described = path.with_suffix(".json")
-        if path.name.startswith(".") or not described.is_file():
-            continue
-        try:
-            content = json.loads(described.read_text(encoding="utf-8"))
-            records.append(Record(path, RecordInfo(**content)))
-        except (OSError, ValueError, TypeError) as error:
-            raise DataError(
-                f"{described} is damaged ({error}). Remove it and run the same command again."
-            ) from error
+        if not path.name.startswith(".") and path.with_suffix(".json").is_file():
+            records.append(read_record(path))
     if not records:
         raise DataError(
             f"{folder} holds no predictions of language models. Name the folder that "

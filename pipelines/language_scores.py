@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,7 +55,9 @@ class ScoredRecord:
             "subsets": {name: _plain(score) for name, score in scores.subsets.items()},
             "missing_subsets": list(scores.missing_subsets),
             "abstain_rate": scores.abstain_rate,
-            "truncation_rate": scores.truncation_rate,
+            "truncation_rate": None
+            if math.isnan(scores.truncation_rate)
+            else scores.truncation_rate,
             "dropped_shots": scores.num_dropped_shots,
             "missing_answers": scores.num_missing,
         }
@@ -208,13 +211,14 @@ def _opens(scored: Sequence[ScoredRecord], place: int) -> bool:
 
 
 def _cells(scores: BenchmarkScores) -> tuple[Cell, ...]:
+    truncated = scores.truncation_rate
     average = _score_cell(scores.average) if scores.average is not None else Cell(MISSING)
     return (
         average,
         _score_cell(scores.micro),
         Cell(f"{scores.micro.num_samples:,}"),
         Cell(f"{scores.abstain_rate * 100:.1f}"),
-        Cell(f"{scores.truncation_rate * 100:.1f}"),
+        Cell(MISSING if math.isnan(truncated) else f"{truncated * 100:.1f}"),
     )
 
 

@@ -116,7 +116,8 @@ def _accuracy_panel(
         score = _score(results, model, benchmark)
         if score is not None:
             axis.axvline(score[0] * 100, color=MUTED, linewidth=1.2, linestyle=dashes, zorder=1)
-    name = "average" if benchmark is None else _clipped(benchmark, 14)
+    # "mmlu (3 of 57 subsets)" has no room here; the table above names the part.
+    name = "average" if benchmark is None else _clipped(benchmark.partition(" (")[0], 14)
     axis.set_title(name, fontsize=10, fontweight="bold" if benchmark is None else "normal")
     axis.set_yticks(range(len(models)), [_clipped(model) for model in models])
     axis.set_ylim(len(models) - 0.5, -0.5)

@@ -14,6 +14,7 @@ from evaluators.language_scores import Outcome
 from evaluators.profiles import ScorerName
 from evaluators.rendering import Prompt, load_tokenizer, prompt_text, wording_of
 from nan_merge.errors import ConfigError, NanMergeError
+from pipelines.flips import Flips
 from pipelines.language_benchmarks import OpenBenchmark
 from pipelines.language_records import Record, find_records
 from pipelines.language_scores import benchmark_of, first_scorer, outcomes_of
@@ -29,6 +30,7 @@ def show_predictions(
     limit: int = 10,
     scorer: ScorerName | None = None,
     data: Path | None = None,
+    flips: Flips | None = None,
 ) -> int:
     """Print prompts, completions and verdicts of the records in a folder.
 
@@ -41,6 +43,7 @@ def show_predictions(
         limit: Most samples of each record.
         scorer: Whose verdicts; the one that tables show if None.
         data: The data's folder, if it is not where it was.
+        flips: Only these samples.
 
     Returns:
         How many samples were shown.
@@ -60,6 +63,11 @@ def show_predictions(
     for record in records:
         opened = benchmark_of(record, data)
         asked = frozenset({sample}) if sample is not None else None
+        if flips is not None:
+            answered = {each.sample_id for each in record.answers()}
+            asked = flips.get(opened.profile.benchmark, frozenset()) & answered
+            if not asked:
+                continue
         if sample is not None and sample not in {each.sample_id for each in record.answers()}:
             continue
         is_known = True
@@ -100,7 +108,8 @@ def _parts(record: Record, benchmark: OpenBenchmark, outcome: Outcome) -> list[t
         parts.append(("log-probabilities", _choices(outcome)))
     else:
         parts.append(("completion", answer.completion or "(empty)"))
-        parts.append(("ended", f"{answer.finish_reason}, after {answer.num_tokens} tokens"))
+        if answer.finish_reason != "unknown":
+            parts.append(("ended", f"{answer.finish_reason}, after {answer.num_tokens} tokens"))
     extracted = "(none found: an abstention)" if verdict.extracted is None else verdict.extracted
     return [*parts, ("extracted", extracted), ("gold", sample.gold)]
 
@@ -116,10 +125,12 @@ def _choices(outcome: Outcome) -> str:
 def _prompt(record: Record, benchmark: OpenBenchmark, outcome: Outcome) -> str:
     """The prompt's text, made again as it was made then."""
     info, answer = record.info, outcome.answer
-    wording = wording_of(benchmark.profile, info.uses_chat_template)
+    # Of an imported record the prompt is there as text, whatever was made of it then.
+    is_chat = benchmark.uses_chat_template
+    wording = wording_of(benchmark.profile, is_chat)
     num_shots = len(outcome.sample.shots) - answer.num_dropped_shots
     try:
-        tokenizer = _tokenizer(info.folder) if info.uses_chat_template else None
+        tokenizer = _tokenizer(info.folder) if is_chat else None
         text = prompt_text(tokenizer, outcome.sample, wording, num_shots)
     except NanMergeError:
         plain = wording_of(benchmark.profile, False)

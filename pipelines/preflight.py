@@ -23,6 +23,8 @@ def check_run(config: RunConfig) -> None:
         backend = config.evaluate.backend.name
         require(["ray", "transformers", backend, "jinja2", "matplotlib", *tracking])
         _check_language(config)
+        if config.evaluate.engine.name == "opencompass":
+            _check_opencompass(config)
         return
     require(["ray", "open_clip", "jinja2", "matplotlib", *tracking])
     if config.experts is not None:
@@ -48,6 +50,15 @@ def _check_language(config: RunConfig) -> None:
                 f"evaluate.benchmarks: {profile.benchmark}/{profile.name} is named twice."
             )
         seen.add((profile.benchmark, profile.name))
+
+
+def _check_opencompass(config: RunConfig) -> None:
+    from pipelines.opencompass_engine import check_opencompass
+    from pipelines.opencompass_profiles import for_opencompass
+
+    for spec in config.evaluate.language_benchmarks:
+        for_opencompass(spec)
+    check_opencompass(config.evaluate.engine, config.evaluate.backend)
 
 
 def _check_backbone(backbone: str) -> None:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from nan_merge.errors import MissingExtraError
 from nan_merge.publish import write_text_atomically
+from pipelines.compare_view import benchmarks_sheet, summary_sheet
 from pipelines.plots import accuracy_plot, coefficients_plot, norms_plot
-from pipelines.published import published_sheet
+from pipelines.published import published_differences_sheet, published_sheet
 from pipelines.results import RunResults, baseline_model
+from pipelines.run_comparison import compare_finished_run
 from pipelines.sheet import MISSING, UNKNOWN_ERRORS, Cell, Line, Sheet, spread_in_percent
 from pipelines.table import (
     differences_sheet,
@@ -24,7 +26,7 @@ from pipelines.table import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.config import Published
+    from pipelines.published_config import Published
 
 TEMPLATES = Path(__file__).parent / "templates"
 ACCURACY_CAPTION = (
@@ -45,7 +47,9 @@ GPU_NOTE = "GPU paths of this software are unverified, unless a GPU is named amo
 def write_report(results: RunResults, folder: Path, published: Published | None = None) -> Path:
     """Write ``report.html`` to ``folder``: scores, differences, plots, coefficients, facts.
 
-    Its plots are also files, ``plots/*.svg``. Older ones are replaced. Returns the page's path.
+    Its plots are also files, ``plots/*.svg``. Older ones are replaced. Differences come from the
+    run's answers, paired by sample; where the folder holds no finished run, from the averages'
+    errors. Returns the page's path.
 
     Args:
         results: What to show.
@@ -55,6 +59,7 @@ def write_report(results: RunResults, folder: Path, published: Published | None 
     Raises:
         MissingExtraError: If jinja2 or matplotlib is not installed.
     """
+    comparison = compare_finished_run(folder)
     plots = {
         "accuracy": accuracy_plot(results) if results.rows else "",
         "norms": norms_plot(results) if any(results.model_norms.values()) else "",
@@ -65,8 +70,12 @@ def write_report(results: RunResults, folder: Path, published: Published | None 
         title=f"{results.name} (seed {results.seed})",
         summary=run_summary(results),
         scores=results_sheet(results),
-        published=published_sheet(results, published) if published is not None else None,
-        differences=baseline_sheet(results),
+        published=published_sheet(results, published) if published else None,
+        published_differences=(
+            published_differences_sheet(results, published) if published else None
+        ),
+        differences=summary_sheet(comparison) if comparison else baseline_sheet(results),
+        by_benchmark=benchmarks_sheet(comparison) if comparison else None,
         coefficients=coefficients_sheet(results),
         accuracy_svg=plots["accuracy"],
         accuracy_caption=ACCURACY_CAPTION.format(error_source(results)),
@@ -231,18 +240,7 @@ def coefficients_sheet(results: RunResults) -> Sheet | None:
 
 
 def _notes(results: RunResults) -> list[str]:
-    about_errors = (
-        "± is the standard error over the sources of these samples (fonts, picture cells, scans): "
-        "samples of one source do not count as independent. Where sources are few, as fonts are, "
-        "it is uncertain and more likely too small."
-        if results.averages
-        else "± is the sampling error over these samples only."
-    )
-    shared = (
-        "takes into account that benchmarks share sources"
-        if results.averages
-        else "adds the errors of the benchmarks as independent"
-    )
+    about_errors, shared = _about_errors(results)
     return [
         f"n = {sample_counts(results)} test samples per benchmark. {about_errors} It says nothing "
         "about another training seed, which can move scores by more.",
@@ -251,6 +249,25 @@ def _notes(results: RunResults) -> list[str]:
         "* marks the best merged model of a column, however small its lead.",
         GPU_NOTE,
     ]
+
+
+def _about_errors(results: RunResults) -> tuple[str, str]:
+    """What the errors of scores are over, and how those of averages come from them."""
+    if error_source(results) == "questions":
+        return (
+            "± is the standard error over questions, each subset on its own; a question that is "
+            "there twice counts once. With few questions it is uncertain itself: a ± of 0 beside "
+            "a score of 0 or 100 says that all answers were alike, not that the score is exact."
+        ), "adds the errors of the benchmarks"
+    if results.averages:
+        return (
+            "± is the standard error over the sources of these samples (fonts, picture cells, "
+            "scans): samples of one source do not count as independent. Where sources are few, as "
+            "fonts are, it is uncertain and more likely too small."
+        ), "takes into account that benchmarks share sources"
+    return (
+        "± is the sampling error over these samples only."
+    ), "adds the errors of the benchmarks as independent"
 
 
 def _percent(value: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,16 +23,34 @@ MAX_INLINE_COLUMNS = 5
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: a number, its ± (may be empty), and whether it is the best of its column."""
+    """One cell of a table.
+
+    Attributes:
+        text: A number.
+        spread: Its ±; may be empty.
+        best: Whether it stands out.
+        interval: The ends of its interval; may be empty.
+        beside: Another number to compare with it; may be empty.
+        below: A second line; may be empty.
+    """
 
     text: str
     spread: str = ""
     best: bool = False
+    interval: str = ""
+    beside: str = ""
+    below: str = ""
+
+    @property
+    def behind(self) -> str:
+        """What stands behind the number: its ± or its interval."""
+        return f"± {self.spread}" if self.spread else f"[{self.interval}]" if self.interval else ""
 
     @property
     def inline(self) -> str:
         """The cell on one line, without its mark."""
-        return f"{self.text} ± {self.spread}" if self.spread else self.text
+        enclosed = (f"({text})" for text in (self.beside, self.below) if text)
+        return " ".join(part for part in (self.text, self.behind, *enclosed) if part)
 
 
 @dataclass(frozen=True)
@@ -46,13 +64,38 @@ class Line:
 
 @dataclass(frozen=True)
 class Sheet:
-    """What every form of a table (terminal, Markdown, HTML) shows."""
+    """What every form of a table (terminal, Markdown, HTML) shows.
+
+    ``groups`` are headings over two neighbouring columns each, if there are any.
+    """
 
     title: str
     label_header: str
     columns: tuple[str, ...]
     lines: tuple[Line, ...]
     caption: str
+    groups: tuple[str, ...] = ()
+
+
+def joined(sheet: Sheet) -> Sheet:
+    """A sheet with one column for each heading over two, the second number behind the first.
+
+    For terminals and Markdown, where no heading spans columns. Other sheets stay as they are.
+    """
+    if not sheet.groups:
+        return sheet
+    lines = tuple(
+        replace(
+            line,
+            cells=tuple(
+                replace(first, beside=second.text)
+                for first, second in zip(line.cells[::2], line.cells[1::2], strict=True)
+            ),
+        )
+        for line in sheet.lines
+    )
+    caption = f"{sheet.caption} In round brackets: {sheet.columns[1]}."
+    return replace(sheet, columns=sheet.groups, lines=lines, caption=caption, groups=())
 
 
 def spread_in_percent(error: float, decimals: int = 1) -> str:
@@ -66,6 +109,8 @@ def rich_table(sheet: Sheet, width: int = 100) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    stacked, is_joined = len(sheet.columns) > MAX_INLINE_COLUMNS, bool(sheet.groups)
+    sheet = joined(sheet)
     labels, legend = short_labels([line.label for line in sheet.lines])
     table = Table(
         title=Text(sheet.title),
@@ -79,12 +124,11 @@ def rich_table(sheet: Sheet, width: int = 100) -> Table:
     table.add_column(sheet.label_header, min_width=12, overflow="fold")
     for column in sheet.columns:
         table.add_column(Text(column), justify="right", overflow="fold", min_width=5)
-    stacked = len(sheet.columns) > MAX_INLINE_COLUMNS
     for label, line in zip(labels, sheet.lines, strict=True):
         if line.opens_group:
             table.add_section()
         # In 100 columns the last one, an average, has room for its ± on one line.
-        last = len(line.cells) - (width >= 100)
+        last = len(line.cells) - (width >= 100 and not is_joined)
         table.add_row(
             Text(label),
             *(
@@ -97,6 +141,7 @@ def rich_table(sheet: Sheet, width: int = 100) -> Table:
 
 def markdown(sheet: Sheet) -> str:
     """Draw a sheet as a Markdown table with its caption below; the best cells are bold."""
+    sheet = joined(sheet)
     header = [sheet.label_header, *map(_escaped, sheet.columns)]
     rows = [header, ["---", *["---:"] * len(sheet.columns)]]
     for line in sheet.lines:
@@ -132,6 +177,10 @@ def _rich_cell(cell: Cell, *, stacked: bool) -> Text:
     from rich.text import Text
 
     # The mark stands in front, so that digits stand under digits.
-    text = f"{cell.text}\n±{cell.spread}" if stacked and cell.spread else cell.inline
+    text = replace(cell, below="").inline
+    if stacked and cell.behind:
+        text = replace(cell, spread="", interval="", below="").inline
+        text += "\n" + cell.behind.replace("± ", "±")
+    text = f"{text}\n{cell.below}" if cell.below else text
     text = f"*{text}" if cell.best else text
     return Text(text, style="bold" if cell.best else "")

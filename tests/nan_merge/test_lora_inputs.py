@@ -33,7 +33,7 @@ from tests.lora_adapters import (
         ({"r": 3}, "do not fit rank 3"),
         ({"r": 0}, "rank 0 for h.0.linear, expected at least 1"),
         ({"rank_pattern": {"linear": -1}, "use_rslora": True}, "rank -1 for h.0.linear"),
-        ({"alpha_pattern": {"(": 1}}, "no regular expression"),
+        ({"alpha_pattern": {"(": 1}}, r"adapter_config.json: .\(. is no regular expression"),
     ],
 )
 def test_what_is_not_w_plus_s_b_a_is_refused(

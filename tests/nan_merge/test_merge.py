@@ -181,6 +181,16 @@ def test_the_same_merge_again_does_nothing(family: dict[str, str], tmp_path: Pat
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_merge_that_lost_a_file_is_made_again(family: dict[str, str], tmp_path: Path, name: str):
+    spec = recipe(family, **RECIPES["nan"])
+    merge_checkpoint(spec, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / name).unlink()
+    assert not merge_checkpoint(spec, tmp_path / "out").reused
+    assert contents(tmp_path / "out") == before
+
+
 def test_another_merge_does_not_replace_it_unless_told_to(family: dict[str, str], tmp_path: Path):
     merge_checkpoint(recipe(family, **RECIPES["average"]), tmp_path / "out")
     before = contents(tmp_path / "out")

@@ -235,6 +235,56 @@ def test_opencompass_results_without_verdicts_say_how_to_get_them(opencompass, t
         scores(opencompass, tmp_path / "imported")
 
 
+def gsm8k_details(opencompass: Path, details: list[dict], accuracy: float = 50.0) -> None:
+    path = next(opencompass.rglob("results/tiny/gsm8k.json"))
+    path.write_text(json.dumps({"accuracy": accuracy, "details": details}))
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        # Since 0.5: every value is a list, with an element for each time the sample was asked.
+        [{"pred": ["18"], "correct": [True]}, {"pred": ["NULL"], "correct": [False]}],
+        [{"pred": ["18"], "is_correct": [True]}, {"pred": [""], "is_correct": [False]}],
+        # Plain accuracy names no verdicts.
+        {
+            "type": "GEN",
+            "0": {"predictions": "18", "references": "18"},
+            "1": {"predictions": "", "references": "7"},
+        },
+    ],
+)
+def test_opencompass_verdicts_are_read_in_all_their_forms(opencompass, tmp_path, details):
+    gsm8k_details(opencompass, details)
+    gsm8k = scores(opencompass, tmp_path / "imported")["gsm8k", "20260102_030405"]
+    assert (gsm8k["average"]["value"], gsm8k["abstain_rate"]) == (0.5, 0.5)
+    assert gsm8k["truncation_rate"] is None  # it does not write down how answers ended
+
+
+@pytest.mark.parametrize(
+    ("details", "accuracy", "message"),
+    [
+        (
+            [{"pred": "18", "correct": True}, {"pred": "", "correct": False}],
+            75.0,
+            "own score is 75.00, but by its verdicts on the samples it is 50.00",
+        ),
+        (
+            [{"pred": ["18", "1"], "correct": [True, False]}, {"pred": [""], "correct": [False]}],
+            50.0,
+            "sample 0 was asked 2 times",
+        ),
+        ([{"pred": "18"}, {"pred": ""}], 50.0, "sample 0 has no verdict"),
+    ],
+)
+def test_opencompass_verdicts_that_make_no_score_are_refused(
+    opencompass, tmp_path, details, accuracy, message
+):
+    gsm8k_details(opencompass, details, accuracy)
+    with pytest.raises(DataError, match=message):
+        scores(opencompass, tmp_path / "imported")
+
+
 def test_a_folder_of_no_harness_is_told_so(tmp_path):
     result = CliRunner().invoke(app, ["import", str(tmp_path), str(tmp_path / "out")])
     assert result.exit_code == 2

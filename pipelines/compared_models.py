@@ -1,0 +1,274 @@
+"""Find models with their answers: in finished runs, in evaluations, in imported results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evaluators.profiles import ScorerName
+from nan_merge.config_messages import did_you_mean
+from nan_merge.errors import ConfigError, DataError
+from pipelines.config import RunConfig
+from pipelines.image_records import info_path
+from pipelines.language_benchmarks import (
+    OpenBenchmark,
+    find_profile,
+    is_own_benchmark,
+    open_benchmark,
+)
+from pipelines.language_config import BenchmarkSpec
+from pipelines.language_records import OWN_SOURCE, Record, RecordInfo, find_records, read_record
+from pipelines.language_scores import benchmark_of, first_scorer, outcomes_of
+from pipelines.outcomes import Outcomes, image_outcomes, language_outcomes, unfinished
+from pipelines.results import RunResults, baseline_model, read_results
+
+SCORES_NAME = "scores.json"
+
+
+@dataclass(frozen=True)
+class KeptModel:
+    """A model whose answers are on disk.
+
+    Attributes:
+        name: As its run's table or its evaluation calls it.
+        kind: "pretrained", "individual" or "merged"; "" in evaluations.
+        folder: The run's or the evaluation's.
+        records: Benchmark -> file of answers.
+    """
+
+    name: str
+    kind: str
+    folder: Path
+    records: Mapping[str, Path]
+
+
+@dataclass
+class AnswerReader:
+    """Reads answers and judges them; opens the data of each language benchmark once.
+
+    Attributes:
+        scorer: Whose verdicts on language models; the one that tables show if None.
+        data: The data's folder, if it is not where it was.
+    """
+
+    scorer: ScorerName | None = None
+    data: Path | None = None
+    _opened: dict[tuple[str, ...], OpenBenchmark] = field(
+        default_factory=dict[tuple[str, ...], OpenBenchmark]
+    )
+
+    def read(self, model: KeptModel, benchmark: str) -> Outcomes:
+        """Verdicts on a model's answers to a benchmark.
+
+        Raises:
+            DataError: If the answers are missing, unfinished, damaged or not numbers, or their
+                data is gone or changed.
+        """
+        path = model.records[benchmark]
+        if info_path(path).is_file() or not path.with_suffix(".json").is_file():
+            return image_outcomes(path, model.name, benchmark)
+        record = read_record(path)
+        if not path.is_file():
+            raise unfinished(path, model.name, benchmark)
+        opened, asked = self._benchmark(record, model.folder)
+        found = outcomes_of(record, opened, self.scorer or first_scorer(opened), asked)
+        return replace(language_outcomes(found, record.info, path, benchmark), model=model.name)
+
+    def _benchmark(
+        self, record: Record, folder: Path
+    ) -> tuple[OpenBenchmark, frozenset[str] | None]:
+        info = record.info
+        spec = _spec_of(info, folder)
+        limits = str(spec and (spec.limit, spec.subsets))
+        own = "" if info.source == OWN_SOURCE else str(record.path)  # it brings its questions
+        digest, chat = str(info.made_of.get("data")), str(info.uses_chat_template)
+        key = (info.benchmark, info.profile, info.data, digest, chat, own, limits)
+        if key not in self._opened:
+            if spec is None:
+                self._opened[key] = benchmark_of(record, self.data)
+            else:
+                data = self.data or Path(info.data)
+                self._opened[key] = open_benchmark(spec.model_copy(update={"data": data}))
+        opened = self._opened[key]
+        return opened, opened.asked if spec is not None else None
+
+
+def find_models(folder: Path) -> list[KeptModel]:
+    """The models of a finished run, of an evaluation, or of imported results, in their order.
+
+    Raises:
+        DataError: If there is no such folder, or nothing in it was finished.
+    """
+    if (folder / "run.json").is_file():
+        return _run_models(folder)
+    if (folder / SCORES_NAME).is_file():
+        return _evaluated_models(folder)
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}.")
+    if (folder / "events.jsonl").is_file() or (folder / "predictions").is_dir():
+        raise DataError(
+            f"{folder} was never finished: it holds no results. Run the same command again; it "
+            f"goes on where it stood. `nan-merge status {folder}` says what is done."
+        )
+    raise DataError(
+        f"{folder} holds neither a run nor an evaluation. Name a folder that `nan-merge run`, "
+        "`evaluate` or `import` wrote, e.g. runs/quickstart."
+    )
+
+
+def find_model(reference: str) -> KeptModel:
+    """The model that ``FOLDER`` or ``FOLDER:MODEL`` names; a folder alone must hold one model.
+
+    Raises:
+        ConfigError: If the model is unknown, or not the only one.
+        DataError: As `find_models`.
+    """
+    folder, name = split_reference(reference)
+    models = find_models(folder)
+    if name is not None:
+        return pick(models, name, str(folder))
+    if len(models) != 1:
+        raise ConfigError(
+            f"{folder} holds {len(models)} models; name one: '{folder}:{models[-1].name}'. It has "
+            f"{', '.join(model.name for model in models)}."
+        )
+    return models[0]
+
+
+def pick(models: Sequence[KeptModel], name: str, place: str) -> KeptModel:
+    """The model of this name.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    for model in models:
+        if model.name == name:
+            return model
+    names = [model.name for model in models]
+    raise ConfigError(
+        f"{place} has no model {name!r}{did_you_mean(name, names)}; it has {', '.join(names)}."
+    )
+
+
+def split_reference(reference: str) -> tuple[Path, str | None]:
+    """Tell ``FOLDER:MODEL`` apart; the folder is the longest part that is there.
+
+    >>> split_reference("no/such/run:TIES: two")
+    (PosixPath('no/such/run'), 'TIES: two')
+    """
+    if Path(reference).is_dir() or ":" not in reference:
+        return Path(reference), None
+    parts = reference.split(":")
+    for count in range(len(parts) - 1, 0, -1):
+        folder = ":".join(parts[:count])
+        if Path(folder).is_dir():
+            return Path(folder), ":".join(parts[count:])
+    folder, _, name = reference.partition(":")
+    return Path(folder), name
+
+
+def default_baseline(models: Sequence[KeptModel]) -> KeptModel:
+    """What others are compared to: in a run its first merge by Task Arithmetic, else the first."""
+    first = models[0]
+    if (first.folder / "run.json").is_file():
+        name = baseline_model(read_run(first.folder))
+        return next((each for each in models if each.name == name), first)
+    return first
+
+
+def read_run(folder: Path) -> RunResults:
+    """The results of a finished run.
+
+    Raises:
+        DataError: If they are damaged.
+    """
+    try:
+        return read_results(folder)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{folder} holds damaged results: {error}. Run the same command again."
+        ) from error
+
+
+def _run_models(folder: Path) -> list[KeptModel]:
+    results = read_run(folder)
+    if not results.predictions:
+        raise DataError(
+            f"{folder} is of an older version, which did not keep where its answers lie. Run the "
+            "same command again; nothing is computed twice."
+        )
+    kinds = {row.model: row.kind for row in results.rows}
+    broken = [row for row in results.rows if row.value != row.value]
+    if broken:
+        raise DataError(
+            f"{folder / 'results.json'}: {broken[0].model} on {broken[0].benchmark} is not a "
+            "number. Run the same command again."
+        )
+    return [
+        KeptModel(
+            name=model,
+            kind=kinds.get(model, ""),
+            folder=folder,
+            records={name: folder / path for name, path in records.items()},
+        )
+        for model, records in results.predictions.items()
+    ]
+
+
+def _evaluated_models(folder: Path) -> list[KeptModel]:
+    """Models of `scores.json`, which names the records that its scores are of."""
+    try:
+        entries = json.loads((folder / SCORES_NAME).read_text(encoding="utf-8"))
+        keys = {entry["key"] for entry in entries}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{folder / SCORES_NAME} is damaged ({error!r}). `nan-merge rescore {folder}` makes "
+            "it again."
+        ) from error
+    records = [each for each in find_records(folder) if each.info.key in keys]
+    models: dict[str, dict[str, Path]] = {}
+    for record in records:
+        models.setdefault(record.info.model, {})[_column(record, records)] = record.path
+    return [KeptModel(name, "", folder, found) for name, found in models.items()]
+
+
+def _column(record: Record, records: Sequence[Record]) -> str:
+    """A benchmark's name, with its profile where that is needed to tell two apart."""
+    name = _benchmark_name(record.info)
+    same = [
+        each
+        for each in records
+        if each.info.model == record.info.model and _benchmark_name(each.info) == name
+    ]
+    if len(same) == 1:
+        return name
+    profiles = [each.info.profile for each in same]
+    if profiles.count(record.info.profile) == 1:
+        return f"{name}/{record.info.profile}"
+    return f"{name}/{record.info.profile} ({record.info.key[:8]})"
+
+
+def _benchmark_name(info: RecordInfo) -> str:
+    is_own = is_own_benchmark(info.benchmark)
+    return Path(info.benchmark).stem if is_own else info.benchmark
+
+
+def _spec_of(info: RecordInfo, folder: Path) -> BenchmarkSpec | None:
+    """How a run asked a benchmark, if it asked only some of its samples; else None."""
+    if info.source != OWN_SOURCE or not (folder / "run.json").is_file():
+        return None
+    content: Any = yaml.safe_load(read_run(folder).config_yaml)
+    config = RunConfig.model_validate(content)
+    for spec in config.evaluate.language_benchmarks:
+        if spec.limit is None and not spec.subsets:
+            continue
+        is_own = is_own_benchmark(spec.name)
+        named = str(Path(spec.name).absolute()) if is_own else spec.name
+        if named == info.benchmark and find_profile(spec.name, spec.profile).name == info.profile:
+            return spec
+    return None

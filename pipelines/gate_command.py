@@ -1,0 +1,217 @@
+"""The command `nan-merge gate`: find two models, pair them, decide, write what was decided."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from nan_merge.config_messages import did_you_mean
+from nan_merge.errors import ConfigError, DataError
+from pipelines.compare import AVERAGE, average_pairs, engine_note
+from pipelines.compared_models import (
+    AnswerReader,
+    KeptModel,
+    find_model,
+    find_models,
+    pick,
+    split_reference,
+)
+from pipelines.extras import require
+from pipelines.gate import Finding, Rules, Verdict, decide, overall
+from pipelines.gate_config import Gate
+from pipelines.gate_view import GateFiles, GateReport, print_report, write_reports
+from pipelines.outcomes import Outcomes
+from pipelines.paired import Pairs
+from pipelines.pairing import pair
+
+EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
+
+
+@dataclass(frozen=True)
+class GateModels:
+    """The two models of a gate, and the baseline's repetition."""
+
+    candidate: KeptModel
+    baseline: KeptModel
+    repeat: KeptModel | None
+
+
+def gate_command(
+    gate: Gate,
+    run_folder: Path | None,
+    reader: AnswerReader,
+    console: Console,
+    files: GateFiles,
+) -> GateReport:
+    """Decide whether a candidate may take a baseline's place; print and write it.
+
+    Args:
+        gate: What is decided.
+        run_folder: Of the run whose models may be called by their names alone.
+        reader: Reads answers.
+        console: Where to print.
+        files: What to write besides.
+
+    Raises:
+        NanMergeError: With a message for the user.
+    """
+    require(["scipy", "statsmodels"])
+    report = evaluate_gate(gate, run_folder, reader)
+    print_report(report, console)
+    write_reports(report, files, console)
+    return report
+
+
+def evaluate_gate(gate: Gate, run_folder: Path | None, reader: AnswerReader) -> GateReport:
+    """What `gate_command` decides, without printing.
+
+    Raises:
+        NanMergeError: If the models cannot be found or paired.
+    """
+    models = _find(gate, run_folder)
+    names = _benchmarks(gate, models)
+    candidate = {name: reader.read(models.candidate, name) for name in names}
+    baseline = {name: reader.read(models.baseline, name) for name in names}
+    pairs = {name: pair(candidate[name], baseline[name]) for name in names}
+    repeats: dict[str, Pairs] = {}
+    if models.repeat is not None:
+        repeated = {name: reader.read(models.repeat, name) for name in names}
+        repeats = _repeats(repeated, baseline)
+        repeats[AVERAGE] = average_pairs(baseline, repeats)
+    tested = dict(pairs) if gate.decide_on != AVERAGE else {}
+    if gate.decide_on != "benchmarks":
+        tested[AVERAGE] = average_pairs(candidate, pairs)
+    rules = Rules(gate.alpha, gate.min_samples, gate.resamples, gate.seed)
+    findings = decide(tested, _margins(gate, list(tested)), rules, repeats or None)
+    breaches = [each for name in names for each in _breaches(gate, candidate[name], baseline[name])]
+    return GateReport(
+        verdict=overall(findings, breaches),
+        candidate=f"{models.candidate.name} ({models.candidate.folder})",
+        baseline=f"{models.baseline.name} ({models.baseline.folder})",
+        findings=tuple(findings),
+        breaches=tuple(breaches),
+        notes=tuple(_notes(candidate, baseline, findings)),
+        rules=rules,
+        is_repeated=models.repeat is not None,
+    )
+
+
+def _find(gate: Gate, run_folder: Path | None) -> GateModels:
+    if gate.candidate is None or gate.baseline is None:
+        lacking = "candidate" if gate.candidate is None else "baseline"
+        raise ConfigError(
+            f"gate.{lacking} is missing: name a model of the run, or FOLDER:MODEL, under `gate:` "
+            f"in the run file, or with --{lacking}."
+        )
+    if run_folder is not None and not run_folder.is_dir():
+        raise DataError(
+            f"There is no folder {run_folder}: the run was never made. `nan-merge run` it first, "
+            "with the same file."
+        )
+    own = find_models(run_folder) if run_folder is not None else []
+    candidate = _model(gate.candidate, own, run_folder, None)
+    baseline = _model(gate.baseline, own, run_folder, candidate.name)
+    if (candidate.folder, candidate.name) == (baseline.folder, baseline.name):
+        raise ConfigError(
+            f"gate: {candidate.name} is candidate and baseline at once; it would always pass."
+        )
+    repeat = None
+    if gate.repeat is not None:
+        repeat = _model(gate.repeat, own, run_folder, baseline.name)
+        if repeat.folder.resolve() == baseline.folder.resolve() and repeat.name == baseline.name:
+            raise ConfigError(
+                "gate.repeat is the baseline's own answers. Evaluate the baseline once more into "
+                "another folder (`--output` or `run_folder=...`) and name that."
+            )
+    return GateModels(candidate, baseline, repeat)
+
+
+def _model(
+    reference: str, own: Sequence[KeptModel], run_folder: Path | None, same_name: str | None
+) -> KeptModel:
+    """A model of the run by its name, or one of another folder."""
+    for model in own:
+        if model.name == reference:
+            return model
+    folder, name = split_reference(reference)
+    if name is None and not folder.is_dir() and run_folder is not None:
+        return pick(own, reference, str(run_folder))  # says which models there are
+    if name is None and same_name is not None:
+        for model in find_models(folder):
+            if model.name == same_name:
+                return model
+    return find_model(reference)
+
+
+def _benchmarks(gate: Gate, models: GateModels) -> tuple[str, ...]:
+    names = gate.benchmarks or tuple(models.baseline.records)
+    for model in (models.candidate, models.baseline, models.repeat):
+        lacking = [name for name in names if model is not None and name not in model.records]
+        if model is not None and lacking:
+            raise DataError(
+                f"{model.name} ({model.folder}) was not asked {', '.join(lacking)}; it has "
+                f"{', '.join(model.records)}. Evaluate it on the same benchmarks, or name those "
+                "to decide on under `gate.benchmarks`."
+            )
+    return names
+
+
+def _margins(gate: Gate, names: Sequence[str]) -> dict[str, float]:
+    """Name -> margin as a share of 1."""
+    for name in gate.margins:
+        if name not in names:
+            raise ConfigError(
+                f"gate.margins.{name}: nothing of this name is decided on, have "
+                f"{', '.join(names)}{did_you_mean(name, names)}."
+            )
+    lacking = [name for name in names if name not in gate.margins]
+    if gate.margin is None and lacking:
+        raise ConfigError(
+            f"gate.margin is missing: how many percentage points may be lost on "
+            f"{', '.join(lacking)}? E.g. `margin: 1.0` under `gate:`, or --margin 1.0."
+        )
+    default = gate.margin if gate.margin is not None else 0.0
+    return {name: gate.margins.get(name, default) / 100 for name in names}
+
+
+def _repeats(
+    repeated: Mapping[str, Outcomes], baseline: Mapping[str, Outcomes]
+) -> dict[str, Pairs]:
+    return {name: pair(repeated[name], baseline[name]) for name in baseline}
+
+
+def _breaches(gate: Gate, candidate: Outcomes, baseline: Outcomes) -> list[str]:
+    """Limits on rates that the candidate breaks; counted, not estimated."""
+    found: list[str] = []
+    for what, most, rise, now, before in (
+        ("abstained", gate.max_abstained, gate.max_abstained_rise,
+         candidate.abstained, baseline.abstained),
+        ("truncated", gate.max_truncated, gate.max_truncated_rise,
+         candidate.truncated, baseline.truncated),
+    ):  # fmt: skip
+        rate, reference = float(now.mean()) * 100, float(before.mean()) * 100
+        said = f"{candidate.benchmark}: {rate:.1f} % {what}"
+        if most is not None and rate > most:
+            found.append(f"{said}, more than {most:g} %")
+        if rise is not None and rate - reference > rise:
+            found.append(f"{said}, {rate - reference:.1f} points more than the baseline")
+    return found
+
+
+def _notes(
+    candidate: Mapping[str, Outcomes],
+    baseline: Mapping[str, Outcomes],
+    findings: Sequence[Finding],
+) -> list[str]:
+    notes = [
+        engine_note(found, baseline[name], found.model)
+        for name, found in candidate.items()
+        if found.engine != baseline[name].engine
+    ]
+    flips = sum(each.difference.num_won + each.difference.num_lost for each in findings)
+    if flips == 0:
+        notes.append("No sample flipped: the candidate's answers are as right as the baseline's.")
+    return list(dict.fromkeys(notes))

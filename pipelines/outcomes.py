@@ -1,0 +1,160 @@
+"""Verdicts on a model's answers, as arrays, with what must be equal for two models to be paired."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluators.language_scores import Outcome
+from evaluators.predictions import Prediction, read_key, read_predictions
+from nan_merge.errors import DataError
+from pipelines.image_records import read_image_info
+from pipelines.language_records import OWN_SOURCE, RecordInfo
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """One model's verdicts on one benchmark, sorted by sample id.
+
+    Attributes:
+        model: The model's name.
+        benchmark: The benchmark's name.
+        path: The record of answers.
+        asked_as: What must be equal for a fair comparison, e.g. "data" -> digest.
+        engine: What computed the answers; may differ, but a reader should know.
+        sample_ids: (n,) sorted.
+        prompts: (n,) digests of the prompts; empty texts for images.
+        clusters: (n,) what samples of one source share, within the benchmark alone for language
+            benchmarks and across benchmarks for images.
+        subsets: (n,) parts of the benchmark that count the same.
+        right: (n,) whether the answer is right.
+        abstained: (n,) whether no answer was found in it.
+        truncated: (n,) whether it was cut off at the most tokens.
+        answers: n answers as the scorer took them; None for an abstention.
+        golds: n right answers.
+    """
+
+    model: str
+    benchmark: str
+    path: Path
+    asked_as: Mapping[str, str]
+    engine: Mapping[str, str]
+    sample_ids: NDArray[np.str_]
+    prompts: NDArray[np.str_]
+    clusters: NDArray[np.str_]
+    subsets: NDArray[np.str_]
+    right: NDArray[np.bool_]
+    abstained: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    answers: tuple[str | None, ...]
+    golds: tuple[str, ...]
+
+
+def image_outcomes(path: Path, model: str, benchmark: str) -> Outcomes:
+    """Verdicts on a record of predictions of images.
+
+    Raises:
+        DataError: If the record is missing, unfinished or damaged, or holds answers that are not
+            numbers.
+    """
+    info = read_image_info(path)
+    if read_key(path) != info.key:
+        raise unfinished(path, model, benchmark)
+    found = sorted(read_predictions(path, Prediction), key=lambda each: each.sample_id)
+    refuse_not_a_number(
+        sum(each.log_probability != each.log_probability for each in found),
+        len(found),
+        path,
+        model,
+        benchmark,
+    )
+    nothing = np.zeros(len(found), dtype=bool)
+    return Outcomes(
+        model=model,
+        benchmark=benchmark,
+        path=path,
+        asked_as={"data": info.data, "zero-shot heads": info.heads},
+        engine={name: str(value) for name, value in info.engine.items()},
+        sample_ids=_texts(each.sample_id for each in found),
+        prompts=np.full(len(found), ""),
+        clusters=_texts(each.cluster_id for each in found),
+        subsets=np.full(len(found), benchmark),
+        right=np.array([each.is_correct for each in found], dtype=bool),
+        abstained=nothing,
+        truncated=nothing,
+        answers=tuple(each.answer for each in found),
+        golds=tuple(each.target for each in found),
+    )
+
+
+def language_outcomes(
+    outcomes: Sequence[Outcome], info: RecordInfo, path: Path, benchmark: str
+) -> Outcomes:
+    """Verdicts on a language model's answers to a benchmark.
+
+    Raises:
+        DataError: If answers are not numbers.
+    """
+    found = sorted(outcomes, key=lambda each: each.sample_id)
+    refuse_not_a_number(
+        sum(None in each.answer.log_probabilities for each in found),
+        len(found),
+        path,
+        info.model,
+        benchmark,
+    )
+    return Outcomes(
+        model=info.model,
+        benchmark=benchmark,
+        path=path,
+        asked_as=_asked_as(info),
+        engine={name: str(value) for name, value in info.engine.items()},
+        sample_ids=_texts(each.sample_id for each in found),
+        prompts=_texts(each.answer.prompt_digest for each in found),
+        clusters=_texts(f"{benchmark}/{each.cluster_id}" for each in found),
+        subsets=_texts(each.sample.subset for each in found),
+        right=np.array([each.is_correct for each in found], dtype=bool),
+        abstained=np.array([each.verdict.extracted is None for each in found], dtype=bool),
+        truncated=np.array([each.answer.finish_reason == "length" for each in found], dtype=bool),
+        answers=tuple(each.verdict.extracted for each in found),
+        golds=tuple(each.sample.gold for each in found),
+    )
+
+
+def refuse_not_a_number(
+    count: int, num_samples: int, path: Path, model: str, benchmark: str
+) -> None:
+    """Raise `DataError` if log-probabilities are NaN: such a model answers by chance."""
+    if count:
+        raise DataError(
+            f"{model} on {benchmark}: {count:,} of {num_samples:,} log-probabilities are not "
+            f"numbers ({path}). The model computes NaN, so its score means nothing. Look for NaN "
+            "or infinity in its weights (`nan-merge verify`), or evaluate it in float32."
+        )
+
+
+def unfinished(path: Path, model: str, benchmark: str) -> DataError:
+    """The error about a record that is not there in full."""
+    return DataError(
+        f"{model} on {benchmark} was never finished: {path} is missing or of other weights. Run "
+        "the same command again; it asks only what is missing."
+    )
+
+
+def _asked_as(info: RecordInfo) -> dict[str, str]:
+    """What must be equal: data, profile, and whose protocol it is."""
+    own = info.source == OWN_SOURCE
+    return {
+        "harness": info.source.partition(" ")[0],
+        "profile": str(info.made_of.get("profile")) if own else info.profile,
+        "chat template": str(info.uses_chat_template),
+        "data": str(info.made_of.get("data")),
+    }
+
+
+def _texts(values: Iterable[str]) -> NDArray[np.str_]:
+    return np.array(list(values), dtype=np.str_)
