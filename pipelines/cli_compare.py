@@ -138,21 +138,22 @@ def gate(
     code = 0
     with explain_errors(debug):
         from pipelines.gate_command import EXIT_CODES, gate_command
-        from pipelines.gate_view import GateFiles
+        from pipelines.gate_view import GateFiles, errors_in
 
         if simulate is not None:
             from pipelines.gate_simulation import print_error_rates
 
             print_error_rates(simulate, open_console())
             return
-        options = {"candidate": candidate, "baseline": baseline, "margin": margin}
-        section, folder = _gate_section(arguments or (), options)
-        files = GateFiles(json_file, junit, markdown)
-        files.check()
         from pipelines.compared_models import AnswerReader
 
+        files = GateFiles(json_file, junit, markdown)
+        files.check()
+        options = {"candidate": candidate, "baseline": baseline, "margin": margin}
         reader = AnswerReader(scorer.value if scorer is not None else None, data)
-        report = gate_command(section, folder, reader, open_console(), files)
+        with errors_in(files):
+            section, folder = _gate_section(arguments or (), options)
+            report = gate_command(section, folder, reader, open_console(), files)
         code = EXIT_CODES[report.verdict]
     raise typer.Exit(code)
 

@@ -11,7 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from nan_merge.errors import ConfigError, DataError
-from pipelines.compared_models import AnswerReader, KeptModel, default_baseline, find_models, pick
+from pipelines.compared_models import (
+    AnswerReader,
+    KeptModel,
+    default_baseline,
+    find_models,
+    pick,
+    split_reference,
+)
 from pipelines.flips import Flip
 from pipelines.outcomes import Outcomes
 from pipelines.paired import Difference, Pairs, bootstrap, difference_of, joined
@@ -111,17 +118,7 @@ def compare_runs(
         ConfigError: If there is no such baseline, or nothing to compare with it.
         DataError: If answers are missing or damaged, or models were not asked the same.
     """
-    models = _named_apart([model for folder in folders for model in find_models(folder)])
-    reference = (
-        pick(models, baseline, ", ".join(map(str, folders)))
-        if baseline is not None
-        else default_baseline(models)
-    )
-    if len(models) < 2:
-        raise ConfigError(
-            f"{models[0].name} is the only model of {folders[0]}; name another run to compare it "
-            "with."
-        )
+    models, reference = _models(folders, baseline)
     benchmarks = tuple(reference.records)
     shared = [each for each in models if set(each.records) & set(benchmarks)]
     if len(shared) < 2:
@@ -145,6 +142,24 @@ def compare_runs(
         resamples=resamples,
         seed=seed,
     )
+
+
+def _models(folders: Sequence[Path], baseline: str | None) -> tuple[list[KeptModel], KeptModel]:
+    """All models of the folders, under names that tell them apart, and the baseline."""
+    found = [model for folder in folders for model in find_models(folder)]
+    models = _named_apart(found)
+    if len(models) < 2:
+        raise ConfigError(
+            f"{models[0].name} is the only model of {folders[0]}; name another run to compare it "
+            "with."
+        )
+    if baseline is None:
+        return models, models[found.index(default_baseline(found))]
+    folder, name = split_reference(baseline)
+    for model, own in zip(models, found, strict=True):
+        if (own.folder, own.name) == (folder, name):
+            return models, model
+    return models, pick(models, baseline, ", ".join(map(str, folders)))
 
 
 def compare_pairs(pairs: Mapping[str, Pairs], resamples: int, seed: int) -> dict[str, Compared]:

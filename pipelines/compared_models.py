@@ -15,9 +15,14 @@ from nan_merge.config_messages import did_you_mean
 from nan_merge.errors import ConfigError, DataError
 from pipelines.config import RunConfig
 from pipelines.image_records import info_path
-from pipelines.language_benchmarks import OpenBenchmark, find_profile, open_benchmark
+from pipelines.language_benchmarks import (
+    OpenBenchmark,
+    find_profile,
+    is_own_benchmark,
+    open_benchmark,
+)
 from pipelines.language_config import BenchmarkSpec
-from pipelines.language_records import OWN_SOURCE, Record, RecordInfo, find_records
+from pipelines.language_records import OWN_SOURCE, Record, RecordInfo, find_records, read_record
 from pipelines.language_scores import benchmark_of, first_scorer, outcomes_of
 from pipelines.outcomes import Outcomes, image_outcomes, language_outcomes, unfinished
 from pipelines.results import RunResults, baseline_model, read_results
@@ -67,7 +72,7 @@ class AnswerReader:
         path = model.records[benchmark]
         if info_path(path).is_file() or not path.with_suffix(".json").is_file():
             return image_outcomes(path, model.name, benchmark)
-        record = Record(path, _read_info(path))
+        record = read_record(path)
         if not path.is_file():
             raise unfinished(path, model.name, benchmark)
         opened, asked = self._benchmark(record, model.folder)
@@ -249,18 +254,8 @@ def _column(record: Record, records: Sequence[Record]) -> str:
 
 
 def _benchmark_name(info: RecordInfo) -> str:
-    is_file = info.benchmark.endswith((".yaml", ".yml"))
-    return Path(info.benchmark).stem if is_file else info.benchmark
-
-
-def _read_info(path: Path) -> RecordInfo:
-    described = path.with_suffix(".json")
-    try:
-        return RecordInfo(**json.loads(described.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(
-            f"{described} is damaged ({error}). Remove it and run the same command again."
-        ) from error
+    is_own = is_own_benchmark(info.benchmark)
+    return Path(info.benchmark).stem if is_own else info.benchmark
 
 
 def _spec_of(info: RecordInfo, folder: Path) -> BenchmarkSpec | None:
@@ -272,8 +267,8 @@ def _spec_of(info: RecordInfo, folder: Path) -> BenchmarkSpec | None:
     for spec in config.evaluate.language_benchmarks:
         if spec.limit is None and not spec.subsets:
             continue
-        is_file = spec.name.endswith((".yaml", ".yml"))
-        named = str(Path(spec.name).absolute()) if is_file else spec.name
+        is_own = is_own_benchmark(spec.name)
+        named = str(Path(spec.name).absolute()) if is_own else spec.name
         if named == info.benchmark and find_profile(spec.name, spec.profile).name == info.profile:
             return spec
     return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from nan_merge.config_messages import did_you_mean
-from nan_merge.errors import ConfigError, DataError, NanMergeError
+from nan_merge.errors import ConfigError, DataError
 from pipelines.compare import AVERAGE, average_pairs, engine_note
 from pipelines.compared_models import (
     AnswerReader,
@@ -22,7 +22,7 @@ from pipelines.compared_models import (
 from pipelines.extras import require
 from pipelines.gate import Finding, Rules, Verdict, decide, overall
 from pipelines.gate_config import Gate
-from pipelines.gate_view import GateFiles, GateReport, print_report, write_error, write_reports
+from pipelines.gate_view import GateFiles, GateReport, print_report, write_reports
 from pipelines.outcomes import Outcomes
 from pipelines.paired import Pairs
 from pipelines.pairing import pair
@@ -56,14 +56,10 @@ def gate_command(
         files: What to write besides.
 
     Raises:
-        NanMergeError: With a message for the user; files are written then too, with the error.
+        NanMergeError: With a message for the user.
     """
     require(["scipy", "statsmodels"])
-    try:
-        report = evaluate_gate(gate, run_folder, reader)
-    except NanMergeError as error:
-        write_error(str(error), files)
-        raise
+    report = evaluate_gate(gate, run_folder, reader)
     print_report(report, console)
     write_reports(report, files, console)
     return report
@@ -109,6 +105,11 @@ def _find(gate: Gate, run_folder: Path | None) -> GateModels:
         raise ConfigError(
             f"gate.{lacking} is missing: name a model of the run, or FOLDER:MODEL, under `gate:` "
             f"in the run file, or with --{lacking}."
+        )
+    if run_folder is not None and not run_folder.is_dir():
+        raise DataError(
+            f"There is no folder {run_folder}: the run was never made. `nan-merge run` it first, "
+            "with the same file."
         )
     own = find_models(run_folder) if run_folder is not None else []
     candidate = _model(gate.candidate, own, run_folder, None)

@@ -46,11 +46,11 @@ class Case:
 
 CASES = (
     Case("1,319 independent samples (as GSM8K)", 1319),
-    Case("27 subsets of 241 samples, macro (as BBH)", 6507, num_strata=27, margin=0.015),
+    Case("9 subsets of 250 samples, macro", 2250, num_strata=9, margin=0.025),
     Case("525 problems of 3 samples (as We-Math)", 525, 3, correlation=0.3),
     Case("20 sources of 50 samples", 20, 50, correlation=0.05, margin=0.06),
     Case("7 sources of 70 samples (as fonts)", 7, 70, correlation=0.05, margin=0.10),
-    Case("4 benchmarks of 1,000 samples at once", 1000, num_benchmarks=4, margin=0.04),
+    Case("3 benchmarks of 1,000 samples at once", 1000, num_benchmarks=3, margin=0.04),
 )
 
 
@@ -110,7 +110,7 @@ def error_rates(
         own = Rules(rules.alpha, rules.min_samples, rules.resamples, number)
         counts[overall(decide(pairs, dict.fromkeys(names, case.margin), own))] += 1
     verdicts: list[Verdict] = ["pass", "fail", "inconclusive"]
-    shares = {each: counts[each] / repeats for each in verdicts}
+    shares: dict[Verdict, float] = {each: counts[each] / repeats for each in verdicts}
     return Rates(case, loss, len(losing), repeats, shares)
 
 
@@ -162,7 +162,7 @@ def rates_sheet(rates: Sequence[Rates], rules: Rules) -> Sheet:
 
 def print_error_rates(repeats: int, console: Console) -> None:
     """Simulate every case at no loss, at the margin and at twice the margin, and print it."""
-    rules = Rules(resamples=2000)
+    rules = Rules(resamples=1000)
     rates: list[Rates] = []
     for case in CASES:
         rates += [error_rates(case, loss, repeats, rules) for loss in (0, 1, 2)]
@@ -174,7 +174,7 @@ def print_error_rates(repeats: int, console: Console) -> None:
 
 def _loss(rates: Rates) -> str:
     points = f"{rates.case.margin * rates.loss * 100:g} points"
-    words = {0: "none", 1: f"the margin, {points}", 2: f"twice it, {points}"}
+    words: dict[float, str] = {0: "none", 1: f"the margin, {points}", 2: f"twice it, {points}"}
     said = words.get(rates.loss, points)
     return said if rates.num_losing == rates.case.num_benchmarks else f"{said}, on one"
 

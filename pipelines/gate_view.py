@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from xml.etree import ElementTree
 
 from rich.console import Console
 
+from nan_merge.errors import NanMergeError
 from nan_merge.publish import write_text_atomically
 from pipelines.compare_view import p_text, points
 from pipelines.gate import Finding, Rules, Verdict
@@ -92,8 +95,9 @@ def print_report(report: GateReport, console: Console) -> None:
 def gate_markdown(report: GateReport) -> str:
     """The decision for a pull request."""
     sentences = "\n".join(f"- {line}" for line in _sentences(report))
+    models = f"`{report.candidate}` against `{report.baseline}`"
     return (
-        f"### Gate: {report.verdict.upper()}\n\n{report.candidate} against {report.baseline}\n\n"
+        f"### Gate: {report.verdict.upper()}\n\n{models}\n\n"
         f"{markdown(gate_sheet(report))}\n{sentences}\n"
     )
 
@@ -148,8 +152,17 @@ def write_reports(report: GateReport, files: GateFiles, console: Console) -> Non
             console.print(f"Written {path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def write_error(message: str, files: GateFiles) -> None:
-    """Write the files that are wanted about a gate that could not decide."""
+@contextmanager
+def errors_in(files: GateFiles) -> Generator[None]:
+    """Write the files that are wanted about a gate that cannot decide, and raise what it raised."""
+    try:
+        yield
+    except NanMergeError as error:
+        _write_error(str(error), files)
+        raise
+
+
+def _write_error(message: str, files: GateFiles) -> None:
     if files.json is not None:
         write_json(files.json, {"verdict": "error", "error": message})
     if files.junit is not None:
@@ -163,7 +176,7 @@ def write_error(message: str, files: GateFiles) -> None:
 
 def _suite(tests: int, failures: int, errors: int) -> ElementTree.Element:
     counts = {"tests": str(tests), "failures": str(failures), "errors": str(errors)}
-    return ElementTree.Element("testsuite", name="nan-merge gate", **counts)
+    return ElementTree.Element("testsuite", {"name": "nan-merge gate", **counts})
 
 
 def _xml_text(suite: ElementTree.Element) -> str:

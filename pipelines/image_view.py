@@ -59,9 +59,9 @@ def show_image_predictions(
             for each in found:
                 console.print(_line(each), soft_wrap=True)
     if not is_known:
-        raise ConfigError(
-            f"{folder} holds no such answers: benchmark {benchmark}, sample {sample}."
-        )
+        what = f"a sample {sample}" if sample is not None else "such samples"
+        place = f" of {benchmark}" if benchmark is not None else ""
+        raise ConfigError(f"{folder} holds no answer to {what}{place}.")
     return num_shown
 
 

@@ -258,7 +258,7 @@ def _cells(pairs: Pairs) -> _Cells:
     num_strata = len(pairs.weights)
     key = pairs.cluster.astype(np.int64) * num_strata + pairs.stratum
     keys, place, count = np.unique(key, return_inverse=True, return_counts=True)
-    total = np.bincount(place, weights=pairs.differences, minlength=len(keys))
+    total = np.bincount(place, weights=pairs.differences).astype(np.float64)
     return _Cells(keys // num_strata, keys % num_strata, total, count.astype(np.float64))
 
 

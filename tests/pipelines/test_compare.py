@@ -74,7 +74,10 @@ def test_a_model_that_misses_a_benchmark_has_no_average(tmp_path: Path):
 def test_runs_are_told_apart_by_their_folders(tmp_path: Path):
     runs = [write_image_run(tmp_path / name, {"TIES": BASELINE}) for name in ("old", "new")]
     found = compare(*runs)
-    assert [each.model for each in found.models] == [f"TIES ({folder})" for folder in runs]
+    names = [f"TIES ({folder})" for folder in runs]
+    assert [each.model for each in found.models] == names
+    assert found.baseline == names[0]
+    assert compare(*runs, baseline=f"{runs[1]}:TIES").baseline == names[1]
 
 
 def test_imported_results_are_compared_sample_by_sample(tmp_path: Path):

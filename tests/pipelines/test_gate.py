@@ -194,6 +194,8 @@ def test_what_is_not_there_is_refused(run: Path, tmp_path: Path):
         decided(run, candidate="same", repeat="released")
     with pytest.raises(ConfigError, match="holds 5 models; name one"):
         decided(None, candidate=f"{run}", baseline=f"{run}:released")
+    with pytest.raises(DataError, match="the run was never made"):
+        decided(tmp_path / "no", candidate="same")
     with pytest.raises(DataError, match="There is no folder"):
         decided(None, candidate=str(tmp_path / "no"), baseline=str(run))
 
@@ -222,10 +224,10 @@ def test_files_for_continuous_integration(run: Path, tmp_path: Path):
 
 
 def test_a_gate_that_cannot_decide_says_so_in_its_files(run: Path, tmp_path: Path):
-    files = GateFiles(tmp_path / "g.json", tmp_path / "g.xml", tmp_path / "g.md")
-    gate = Gate.model_validate({"baseline": "released", "candidate": "nobody", "margin": 2.0})
-    with pytest.raises(ConfigError):
-        gate_command(gate, run, AnswerReader(), Console(file=StringIO()), files)
+    wanted = {"--json": "g.json", "--junit": "g.xml", "--markdown": "g.md"}
+    options = [word for name, file in wanted.items() for word in (name, str(tmp_path / file))]
+    models = ["--candidate", f"{run}:nobody", "--baseline", f"{run}:released", "--margin", "2"]
+    assert CliRunner().invoke(app, ["gate", *models, *options]).exit_code == 2
     assert json.loads((tmp_path / "g.json").read_text())["verdict"] == "error"
     error = ElementTree.parse(tmp_path / "g.xml").getroot().find("testcase/error")
     assert error is not None and "has no model 'nobody'" in error.attrib["message"]

@@ -83,6 +83,13 @@ def test_a_run_over_language_models_gives_a_table_and_a_report(tmp_path, monkeyp
     assert "Beside a table" in page and "56.3" in page
     assert "protocol of mmlu/oc-ppl" in page
     assert read_results(tmp_path / "run") == results
+    # The comparison in the report reads the answers anew, and finds the table's differences.
+    compared = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    ours = next(model for model in compared["models"] if model["model"] == "TA + NAN")
+    assert (ours["average"]["value"], ours["average"]["standard_error"]) == pytest.approx(
+        results.differences["TA + NAN"]
+    )
+    assert ours["benchmarks"]["gsm8k"]["num_samples"] == 2  # of the limit, not of the data
     # Once more: everything is read, nothing asked, and the results are the same.
     before = (tmp_path / "run" / "results.json").read_bytes()
     again = Console(width=120, record=True, file=(tmp_path / "log2").open("w"))
