@@ -31,7 +31,7 @@ PROJECT := $(STAMPS)/project-$(shell { pwd; cat pyproject.toml evaluators/torchv
 help:
 	@echo "make quickstart   set up, then train, merge and evaluate small models; prints the table"
 	@echo "                  (more arguments: make quickstart ARGS='--seeds 3')"
-	@echo "make test         set up, then lint and run the tests that take seconds"
+	@echo "make test         set up, then lint and run all but the slow tests: some minutes"
 	@echo "make test-full    the slow tests too, and those for a GPU where there is one"
 	@echo "make opencompass-engine   an environment of its own for 'engine: opencompass'"
 	@echo "make check        ruff, pyright and import-linter, no tests"

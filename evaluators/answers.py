@@ -34,3 +34,14 @@ class Answer:
     num_prompt_tokens: int = 0
     num_tokens: int = 0
     num_dropped_shots: int = 0
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the model said nothing that could be scored.
+
+        Its prompt was longer than the context even without solved examples, or its
+        log-probabilities were not numbers.
+        """
+        if self.finish_reason == "choice":
+            return None in self.log_probabilities
+        return self.finish_reason == "length" and self.num_tokens == 0

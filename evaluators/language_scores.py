@@ -61,6 +61,7 @@ class BenchmarkScores:
         truncation_rate: Share of answers that were cut off at their most tokens; NaN if that is not
             known of every answer.
         num_dropped_shots: Solved examples left out of prompts, in all.
+        num_missing: Samples to which the model said nothing; see `Answer.is_missing`.
     """
 
     benchmark: str
@@ -74,6 +75,7 @@ class BenchmarkScores:
     abstain_rate: float
     truncation_rate: float
     num_dropped_shots: int
+    num_missing: int
 
 
 def judge(
@@ -124,6 +126,7 @@ def score_benchmark(
         abstain_rate=sum(each.verdict.extracted is None for each in outcomes) / num_samples,
         truncation_rate=truncation_rate(outcomes),
         num_dropped_shots=sum(each.answer.num_dropped_shots for each in outcomes),
+        num_missing=sum(each.answer.is_missing for each in outcomes),
     )
 
 

@@ -15,7 +15,13 @@ from typing import Any
 
 from nan_merge.checkpoint import Checkpoint, open_checkpoint
 from nan_merge.errors import OutputError
-from nan_merge.fingerprint import fingerprint, identity, remember, remembered_fingerprint
+from nan_merge.fingerprint import (
+    digest_text,
+    fingerprint,
+    identity,
+    remember,
+    remembered_fingerprint,
+)
 from nan_merge.manifest import (
     MANIFEST_NAME,
     is_whole,
@@ -111,6 +117,7 @@ def merge_checkpoints(
     workers: int = 1,
     statistics_workers: int | None = None,
     replace: bool = False,
+    statistics: Path | None = None,
 ) -> list[MergeOutcome]:
     """Merge recipes into checkpoint folders, which appear whole or not at all.
 
@@ -125,6 +132,8 @@ def merge_checkpoints(
         statistics_workers: The same for tasks of statistics; as many if None.
         replace: Let a merge take the place of another merge's folder, for folders that belong
             to the caller. A folder that is no merge is never replaced.
+        statistics: A folder of the caller's in which statistics outlive this call, so that a
+            later one over the same models does not gather them again.
 
     Raises:
         NanMergeError: If inputs are missing, damaged, or do not fit; if an output folder holds
@@ -139,11 +148,20 @@ def merge_checkpoints(
     made: dict[Path, str] = {}
     for _, group in groupby(sorted(todo, key=_group), key=_group):
         num_processes = (statistics_workers or workers, workers)
-        made |= _merge_group(list(group), run_tasks, num_processes, replace)
+        made |= _merge_group(list(group), run_tasks, num_processes, replace, statistics)
     return [
         MergeOutcome(job.output, (done | made)[job.output], reused=job.output in done)
         for job in jobs
     ]
+
+
+def merge_key_of(recipe: MergeRecipe, workers: int = 1) -> str:
+    """The key that a recipe's result has; it changes with everything that decides its content.
+
+    Raises:
+        NanMergeError: If inputs are missing, damaged, or do not fit.
+    """
+    return _key(_Job(plan_merge(recipe), Path()), workers)
 
 
 def merge_to_url(
@@ -210,13 +228,18 @@ def _key(job: _Job, workers: int) -> str:
 
 
 def _merge_group(
-    jobs: Sequence[_Job], run_tasks: RunTasks, num_processes: tuple[int, int], replace: bool
+    jobs: Sequence[_Job],
+    run_tasks: RunTasks,
+    num_processes: tuple[int, int],
+    replace: bool,
+    statistics: Path | None,
 ) -> dict[Path, str]:
     """Merge recipes over the same inputs: all statistics first, then all files of all results."""
     keys: dict[Path, str] = {}
     with ExitStack() as stack:
         folders = [_enter_staging(stack, job, replace) for job in jobs]
-        recorded = journaled(run_tasks, folders[0] / JOURNAL)
+        kept = folders[0] / JOURNAL if statistics is None else statistics / _inputs_digest(jobs[0])
+        recorded = journaled(run_tasks, kept)
         measured = measure([job.plan for job in jobs], recorded, num_processes[0])
         records = run_tasks(_shard_tasks(jobs, measured, folders, num_processes[1]))
         fingerprints = _fingerprints(jobs[0], [found[0] for found in records])
@@ -229,6 +252,11 @@ def _merge_group(
     for place, job in enumerate(jobs):
         _remember_output(job, [found[place] for found in records])
     return keys
+
+
+def _inputs_digest(job: _Job) -> str:
+    """Name of what was found in these very files; a file that changed gives another."""
+    return digest_text(repr([identity(checkpoint) for checkpoint in job.checkpoints]))[:24]
 
 
 def _shard_tasks(

@@ -127,7 +127,8 @@ def _member(members: list[Any], label: str) -> Any:
             if get_origin(info.annotation) is Literal
             for tag in get_args(info.annotation)
         ]
-        if label == kind.__name__ or label in tags:
+        # A section that checks itself as a whole is called `function-after[check(), Section]`.
+        if label in (kind.__name__, *tags) or label.endswith(f", {kind.__name__}]"):
             return member
     same_kind = [
         m for m in members if label.startswith(getattr(get_origin(bare(m)), "__name__", "-"))

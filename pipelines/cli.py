@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from io import TextIOWrapper
 
-from pipelines import cli_run, cli_submit, cli_merge, cli_evaluate, cli_compare, cli_data  # isort: skip
+from pipelines import cli_run, cli_sweep, cli_submit, cli_merge, cli_evaluate, cli_compare, cli_data  # isort: skip
+from pipelines import cli_track  # isort: skip
 from pipelines.cli_app import app, explain_errors
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "cli_merge",
     "cli_run",
     "cli_submit",
+    "cli_sweep",
+    "cli_track",
     "main",
 ]
 

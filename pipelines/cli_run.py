@@ -74,6 +74,7 @@ def show(
     """Print the table of a finished run again; of several runs, the spread over their seeds."""
     with explain_errors(debug):
         from pipelines import table
+        from pipelines.sweep_table import shown_results
 
         runs = [_read_run(folder) for folder in run_folders]
         _refuse_repeated_seeds(run_folders, runs)
@@ -83,13 +84,13 @@ def show(
             return
         if markdown:
             single, several = table.markdown_table, table.markdown_seeds_table
-            typer.echo(several(runs) if len(runs) > 1 else single(runs[0]))
+            typer.echo(several(runs) if len(runs) > 1 else single(shown_results(runs[0])))
         else:
             console = open_console()
             drawn = (
                 table.seeds_table(runs, console.width)
                 if len(runs) > 1
-                else table.results_table(runs[0], console.width)
+                else table.results_table(shown_results(runs[0]), console.width)
             )
             console.print(drawn)
 

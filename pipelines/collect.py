@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluators.predictions import Prediction, read_predictions
+from evaluators.predictions import Prediction
 from evaluators.scores import Score, score_average
 from nan_merge.recipe import MergeRecipe, ModelReference
 from pipelines.config import INDIVIDUAL, PRETRAINED, MergeEntry
-from pipelines.evaluate import Candidate, predictions_path
+from pipelines.evaluate import Candidate, predictions_path, read_part
 from pipelines.paired import Pairs, difference_of, joined, pairs_of
+from pipelines.provenance import git_commit
 from pipelines.results import MergeSummary, ResultRow, RowKind, RunResults, baseline_model
+from pipelines.split import Part, everything
 
 Scores = Mapping[tuple[str, str], Score]  # (candidate's name, benchmark's name)
 
@@ -74,10 +76,13 @@ def row_of(model: str, kind: RowKind, recipe: MergeRecipe | None, score: Score) 
     )
 
 
-def with_averages(results: RunResults, candidates: Sequence[Candidate]) -> RunResults:
+def with_averages(
+    results: RunResults, candidates: Sequence[Candidate], part: Part = everything
+) -> RunResults:
     """Add averages, and differences to the baseline, with errors over sources of samples.
 
-    Both are computed from the predictions on disk. A model that misses a benchmark gets neither.
+    Both are computed from the predictions on disk, on the same part of the samples as the rows. A
+    model that misses a benchmark gets neither.
 
     Raises:
         DataError: If predictions are missing or damaged.
@@ -90,11 +95,11 @@ def with_averages(results: RunResults, candidates: Sequence[Candidate]) -> RunRe
     merged = {row.model for row in results.rows if row.kind == "merged"}
     reference: dict[str, list[Prediction]] = {}
     if baseline is not None and len(files[baseline]) == num_benchmarks:
-        reference = _read(files[baseline])
+        reference = _read(files[baseline], part)
     for model, paths in files.items():
         if len(paths) < num_benchmarks:
             continue
-        answers = _read(paths)
+        answers = _read(paths, part)
         average = score_average(answers)
         averages[model] = (average.value, average.standard_error)
         if reference and model in merged and model != baseline:
@@ -124,8 +129,8 @@ def _files(results: RunResults, model: str, candidates: Mapping[str, Candidate])
     return files
 
 
-def _read(paths: Mapping[str, Path]) -> dict[str, list[Prediction]]:
-    return {name: read_predictions(path, Prediction) for name, path in paths.items()}
+def _read(paths: Mapping[str, Path], part: Part) -> dict[str, list[Prediction]]:
+    return {name: read_part(path, part) for name, path in paths.items()}
 
 
 def _pairs(
@@ -209,4 +214,6 @@ def environment_facts() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     facts["device"] = "CPU; no GPU path was run"
+    if commit := git_commit(Path.cwd()):
+        facts["git commit"] = commit
     return facts

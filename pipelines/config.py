@@ -30,6 +30,7 @@ from pipelines.language_benchmarks import is_own_benchmark, language_benchmark_n
 from pipelines.language_config import Backend, BackendSpec, BenchmarkSpec, Engine, EngineSpec
 from pipelines.masking import hide_passwords
 from pipelines.published_config import Published
+from pipelines.sweep_config import Sweep
 
 PRETRAINED, INDIVIDUAL = "Pretrained", "Individual"
 """Rows of the table that every run has; no merge and no model may be called so."""
@@ -87,11 +88,16 @@ class MergeEntry(StrictModel):
     """As in a recipe."""
     tokenizer: str | None = "base"
     """As in a recipe."""
+    models: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Names of those of the run's models that are merged; all if absent."""
 
     def recipe(
         self, base: str | None, models: tuple[ModelReference, ...], seed: int
     ) -> MergeRecipe:
         """The full recipe of this merge over the run's models."""
+        wanted = self.models
+        if wanted is not None:
+            models = tuple(model for model in models if model.name in wanted)
         return MergeRecipe(
             base=base,
             models=models,
@@ -182,6 +188,17 @@ class Track(StrictModel):
     """Tracking URI; SQLite in the run folder if absent."""
     experiment: str | None = None
     """MLflow experiment; the run's name if absent."""
+    register_as: str | None = Field(default=None, min_length=1)
+    """Name in the model registry, where merges become versions: those that a sweep selected, or
+    all of a run's; nothing is registered if absent."""
+    upload_weights: bool = False
+    """Send the weights of registered merges, too, beside their config, tokenizer and manifest."""
+    push: str | None = None
+    """Where the same merges' checkpoints are copied, each to a folder of its own: the URL of an
+    object store, or `hf://OWNER/NAME` for a repository of the hub per merge."""
+    max_seconds: float = Field(default=600, ge=0)
+    """Give up on a slow server after so long; the rest waits for `nan-merge track sync`. 0 waits
+    for ever."""
 
 
 class RunConfig(StrictModel):
@@ -207,6 +224,8 @@ class RunConfig(StrictModel):
     """For image towers: folder of the whole pretrained CLIP, whose text tower makes the heads."""
     merges: tuple[MergeEntry, ...] = ()
     """The merges to make and compare."""
+    sweep: Sweep | None = None
+    """Merges to search among, for `nan-merge sweep`."""
     evaluate: Evaluate
     """What to measure."""
     track: Track = Track()
@@ -249,11 +268,7 @@ class RunConfig(StrictModel):
     @model_validator(mode="after")
     def _rows_have_names_of_their_own(self) -> RunConfig:
         merges = [entry.name for entry in self.merges]
-        models = [model.name for model in self.models]
-        if self.experts is not None:
-            models += self.experts.tasks
-        if self.fine_tunes is not None:
-            models += self.fine_tunes.models
+        models = self.model_names()
         if twice := _repeated(merges):
             raise ValueError(f"two merges are both called {', '.join(twice)}")
         if twice := _repeated(models):
@@ -269,7 +284,23 @@ class RunConfig(StrictModel):
             raise ValueError(
                 f"a merge and a fine-tuned model are both called {', '.join(taken)}; rename one"
             )
+        for entry in self.merges:
+            for name in entry.models or ():
+                if name not in models:
+                    raise ValueError(
+                        f"{entry.name} merges a model {name!r} that there is not, have "
+                        f"{', '.join(models)}{did_you_mean(name, models)}"
+                    )
         return self
+
+    def model_names(self) -> list[str]:
+        """Names of the fine-tuned models, in the order in which they are merged."""
+        names = [model.name for model in self.models]
+        if self.experts is not None:
+            names += self.experts.tasks
+        if self.fine_tunes is not None:
+            names += self.fine_tunes.models
+        return names
 
     @property
     def folder(self) -> Path:

@@ -31,6 +31,7 @@ from nan_merge.errors import CheckpointError
 from nan_merge.fingerprint import digest_file, digest_text, fingerprint
 from nan_merge.tasks import Task
 from pipelines.image_records import ImageRecordInfo, write_image_info
+from pipelines.split import Part, everything
 from pipelines.workers import Workers
 
 _head_digest = cache(head_digest)  # a run asks for the same ones model by model
@@ -47,11 +48,14 @@ class Candidate:
         name: Row of the table, or the name of a fine-tuned model.
         folder: Its checkpoint.
         predictions: Folder of its predictions.
+        identity: What `tower_identity` (or, of a language model, `model_identity`) said of its
+            checkpoint, if that may be gone by now.
     """
 
     name: str
     folder: Path
     predictions: Path
+    identity: Mapping[str, str] | None = None
 
 
 def evaluate_candidates(
@@ -59,20 +63,17 @@ def evaluate_candidates(
     benchmarks: Sequence[ImageBenchmark],
     batch_size: int,
     workers: Workers,
+    part: Part = everything,
 ) -> dict[tuple[str, str], Score]:
-    """Scores by (candidate's name, benchmark's name).
+    """Scores on a part of the samples, by (candidate's name, benchmark's name).
 
-    Only what no earlier run answered is asked for, shard by shard.
+    All samples are answered, but only what no earlier run answered is asked for, shard by shard.
     """
-    heads = {path: digest_file(Path(path)) for path in {b.heads_path for b in benchmarks}}
+    heads = _heads_digests(benchmarks)
     sample_ids_of = cache(_read_sample_ids)
     work: list[tuple[Candidate, list[_Missing]]] = []
     for candidate in candidates:
-        model = {
-            "weights": fingerprint(open_checkpoint(str(candidate.folder))),
-            "config": _digest_if_there(candidate.folder / TOWER_CONFIG),
-            "batch_size": batch_size,  # sums of floats depend on it
-        }
+        model = _model_key(candidate, batch_size)
         missing: list[_Missing] = []
         for benchmark in benchmarks:
             key = _predictions_key(model, benchmark, heads[benchmark.heads_path])
@@ -90,12 +91,49 @@ def evaluate_candidates(
     _answer(work, workers)
     return {
         (candidate.name, benchmark.name): score_accuracy(
-            benchmark.name,
-            read_predictions(predictions_path(candidate, benchmark.name), Prediction),
+            benchmark.name, read_part(predictions_path(candidate, benchmark.name), part)
         )
         for candidate in candidates
         for benchmark in benchmarks
     }
+
+
+def read_part(path: Path, part: Part) -> list[Prediction]:
+    """The predictions on a part of the samples; see `read_predictions`."""
+    return [each for each in read_predictions(path, Prediction) if part(each.cluster_id)]
+
+
+def tower_identity(folder: Path) -> dict[str, str]:
+    """Digests of all that an image tower's checkpoint brings.
+
+    Raises:
+        CheckpointError: If there is no checkpoint.
+    """
+    return {
+        "weights": fingerprint(open_checkpoint(str(folder))),
+        "config": _digest_if_there(folder / TOWER_CONFIG),
+    }
+
+
+def is_answered(
+    candidate: Candidate, benchmarks: Sequence[ImageBenchmark], batch_size: int
+) -> bool:
+    """Whether all of a candidate's predictions are there."""
+    heads, model = _heads_digests(benchmarks), _model_key(candidate, batch_size)
+    return all(
+        read_key(predictions_path(candidate, each.name))
+        == _predictions_key(model, each, heads[each.heads_path])
+        for each in benchmarks
+    )
+
+
+def _heads_digests(benchmarks: Sequence[ImageBenchmark]) -> dict[str, str]:
+    return {path: digest_file(Path(path)) for path in {b.heads_path for b in benchmarks}}
+
+
+def _model_key(candidate: Candidate, batch_size: int) -> dict[str, Any]:
+    identity = candidate.identity or tower_identity(candidate.folder)
+    return {**identity, "batch_size": batch_size}  # sums of floats depend on it
 
 
 @dataclass(frozen=True)

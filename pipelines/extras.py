@@ -16,6 +16,7 @@ EXTRAS = {
     "mlflow": "track",
     "mlxtend": "quickstart",
     "open_clip": "eval",
+    "optuna": "sweep",
     "PIL": "eval",
     "ray": "cluster",
     "scipy": "compare",

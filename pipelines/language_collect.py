@@ -25,6 +25,7 @@ from pipelines.language_records import Record
 from pipelines.language_scores import first_scorer, outcomes_of
 from pipelines.published_config import Published
 from pipelines.results import Comparison, ResultRow, RunResults, baseline_model
+from pipelines.split import Part, everything
 from pipelines.workers import Workers
 
 if TYPE_CHECKING:
@@ -71,23 +72,26 @@ def score_language_models(
     merges: Sequence[tuple[str, MergeRecipe, Path]],
     candidates: Sequence[Candidate],
     workers: Workers,
+    part: Part = everything,
+    benchmarks: Sequence[OpenBenchmark] = (),
 ) -> ScoredModels:
     """Ask every model every benchmark, and score it by the scorers that tables show.
 
-    A benchmark's value is the unweighted mean over the subsets that are asked.
+    A benchmark's value is the unweighted mean over the subsets that are asked. All samples are
+    asked; the rows are of a part of them. The run's benchmarks are opened if they are not given.
     """
-    wanted, data = config.evaluate, config.evaluate.data
-    benchmarks = open_benchmarks(wanted.language_benchmarks, data, wanted.engine)
-    asked = [
-        LanguageCandidate(each.name, str(each.folder), each.predictions) for each in candidates
-    ]
+    wanted = config.evaluate
+    benchmarks = benchmarks or open_benchmarks(
+        wanted.language_benchmarks, wanted.data, wanted.engine
+    )
+    asked = [language_candidate(each) for each in candidates]
     records = answer_by_engine(
         asked, benchmarks, wanted.engine, wanted.backend, config.folder, workers
     )
     labels = column_names(benchmarks)
     judged = {
         (candidate.name, labels[benchmark.name]): _judge(
-            records[candidate.name, benchmark.name], benchmark
+            records[candidate.name, benchmark.name], benchmark, part
         )
         for candidate in candidates
         for benchmark in benchmarks
@@ -106,6 +110,13 @@ def score_language_models(
             predictions=files,
         ),
         notes=tuple(note for name, found in lost.items() for note in lost_notes(name, found)),
+    )
+
+
+def language_candidate(candidate: Candidate) -> LanguageCandidate:
+    """A candidate, as language benchmarks take it."""
+    return LanguageCandidate(
+        candidate.name, str(candidate.folder), candidate.predictions, candidate.identity
     )
 
 
@@ -147,10 +158,12 @@ def column_names(benchmarks: Sequence[OpenBenchmark]) -> dict[str, str]:
     return names
 
 
-def _judge(record: Record, benchmark: OpenBenchmark) -> Judged:
+def _judge(record: Record, benchmark: OpenBenchmark, part: Part) -> Judged:
     opened = as_answered(record, benchmark)
     by_subset: dict[str, list[Outcome]] = {}
     for outcome in outcomes_of(record, opened, first_scorer(opened), benchmark.asked):
+        if not part(outcome.cluster_id):
+            continue
         by_subset.setdefault(outcome.sample.subset, []).append(outcome)
     return Judged(benchmark.name, by_subset)
 

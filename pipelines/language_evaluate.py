@@ -5,7 +5,7 @@ The same shape as `pipelines.evaluate`, which does it for images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,11 +41,13 @@ class LanguageCandidate:
         name: Row of the table.
         folder: Its checkpoint: a folder or a hub id.
         predictions: Folder of its records of answers.
+        identity: What `model_identity` said of its checkpoint, if that may be gone by now.
     """
 
     name: str
     folder: str
     predictions: Path
+    identity: Mapping[str, str] | None = None
 
 
 def answer_benchmarks(
@@ -67,22 +69,52 @@ def answer_benchmarks(
     records: dict[tuple[str, str], Record] = {}
     work: list[_Work] = []
     for candidate in candidates:
-        folder = resolve_folder(candidate.folder)
-        identity = model_identity(folder)
+        folder, identity = _identified(candidate)
         missing: list[_Missing] = []
         for benchmark in benchmarks:
             info = record_info(candidate.name, folder, identity, benchmark, options)
             path = record_path(candidate.predictions, info)
             records[candidate.name, benchmark.name] = Record(path, info)
             if found := _missing(Record(path, info), benchmark):
-                if benchmark.uses_chat_template:  # before minutes go into loading the model
-                    check_chat_template(load_tokenizer(folder), folder)
+                _check_tokenizer(folder, benchmark)
                 write_info(path, info)
                 missing.append(found)
         if missing:
             work.append(_Work(candidate.name, folder, missing))
     _answer(work, options, workers)
     return records
+
+
+def is_answered(
+    candidate: LanguageCandidate,
+    benchmarks: Sequence[OpenBenchmark],
+    options: LanguageModelOptions,
+) -> bool:
+    """Whether all of a candidate's answers are there."""
+    folder, identity = _identified(candidate)
+    for benchmark in benchmarks:
+        info = record_info(candidate.name, folder, identity, benchmark, options)
+        path = record_path(candidate.predictions, info)
+        if read_key(path) != info.key:
+            return False
+        if not benchmark.asked <= {each.sample_id for each in read_predictions(path, Answer)}:
+            return False
+    return True
+
+
+def _identified(candidate: LanguageCandidate) -> tuple[Path, Mapping[str, str]]:
+    """Where a candidate's checkpoint is, or was, and its digests."""
+    if candidate.identity is not None:
+        return Path(candidate.folder), candidate.identity
+    folder = resolve_folder(candidate.folder)
+    return folder, model_identity(folder)
+
+
+def _check_tokenizer(folder: Path, benchmark: OpenBenchmark) -> None:
+    """See in a second what would fail after the minutes that a large model takes to load."""
+    tokenizer = load_tokenizer(folder)
+    if benchmark.uses_chat_template:
+        check_chat_template(tokenizer, folder)
 
 
 @dataclass(frozen=True)

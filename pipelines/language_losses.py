@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from evaluators.language_scores import Outcome, truncation_rate
+from pipelines.language_scores import MISSING_ANSWERS
 
 
 def lost_answers(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
@@ -35,6 +36,8 @@ def lost_notes(benchmark: str, outcomes: Mapping[str, Sequence[Outcome]]) -> lis
             f"note: {benchmark}: {num_dropped:,} solved examples were left out, because prompts "
             "were longer than the model's context."
         )
+    if num_missing := sum(each.answer.is_missing for all_ in outcomes.values() for each in all_):
+        notes.append(f"note: {benchmark}: {num_missing:,} {MISSING_ANSWERS}")
     return notes
 
 

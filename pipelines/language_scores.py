@@ -23,6 +23,11 @@ from pipelines.language_config import BenchmarkSpec
 from pipelines.language_records import OWN_SOURCE, Record
 from pipelines.sheet import MISSING, UNKNOWN_ERRORS, Cell, Line, Sheet, spread_in_percent
 
+MISSING_ANSWERS = (
+    "samples have no answer at all and count as wrong: the prompt is longer than the model's "
+    "context even without solved examples, or the model's log-probabilities are not numbers."
+)
+
 
 @dataclass(frozen=True)
 class ScoredRecord:
@@ -54,6 +59,7 @@ class ScoredRecord:
             if math.isnan(scores.truncation_rate)
             else scores.truncation_rate,
             "dropped_shots": scores.num_dropped_shots,
+            "missing_answers": scores.num_missing,
         }
 
 
@@ -176,6 +182,8 @@ def notes_of(scored: Sequence[ScoredRecord]) -> list[str]:
                 f"note: {name}: {scores.num_dropped_shots:,} solved examples were left out, "
                 "because prompts were longer than the model's context."
             )
+        if scores.num_missing:
+            notes.append(f"note: {name}: {scores.num_missing:,} {MISSING_ANSWERS}")
     return list(dict.fromkeys(notes))
 
 

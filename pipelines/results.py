@@ -68,6 +68,27 @@ class MergeSummary:
 
 
 @dataclass(frozen=True)
+class SweepPoint:
+    """What a sweep knows of one of its merges; its rows are of samples that the search never saw.
+
+    Attributes:
+        group: The entry of `sweep.merges` that it comes from.
+        values: What varies -> its value here.
+        dev: Average over benchmarks on the dev split, in [0, 1].
+        dev_error: Its standard error over sources.
+        objective: What the search maximised, on the dev split.
+        is_selected: Whether it is the best of its group by that.
+    """
+
+    group: str
+    values: dict[str, Any]
+    dev: float
+    dev_error: float
+    objective: float
+    is_selected: bool
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One model's score minus another's, paired by sample.
 
@@ -105,6 +126,7 @@ class RunResults:
             Empty in results of older versions.
         differences: Merged model -> its average minus that of `baseline_model`, paired by sample,
             and the standard error of that over sources. Empty in results of older versions.
+        sweep: Name of a sweep's merge -> how it was found.
         comparisons: Of the pairs that the run file's ``published`` names, on every benchmark and
             on average. Empty for image tasks and in results of older versions.
         predictions: Model -> benchmark -> file of its answers, relative to the run folder. Empty
@@ -121,6 +143,7 @@ class RunResults:
     model_norms: dict[str, dict[str, float]] = field(default_factory=dict)
     averages: dict[str, tuple[float, float]] = field(default_factory=dict)
     differences: dict[str, tuple[float, float]] = field(default_factory=dict)
+    sweep: dict[str, SweepPoint] = field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
     predictions: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -204,6 +227,10 @@ def read_results(folder: Path) -> RunResults:
     for name in ("averages", "differences"):
         found = rest.get(name, {})
         rest[name] = {model: (value, _error(error)) for model, (value, error) in found.items()}
+    rest["sweep"] = {
+        name: SweepPoint(**{**each, "dev_error": _error(each["dev_error"])})
+        for name, each in rest.get("sweep", {}).items()
+    }
     return RunResults(
         rows=tuple(ResultRow(**_with_nan(row)) for row in rows), merges=merges, **rest
     )

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,33 +20,24 @@ from nan_merge.merge import merge_checkpoints
 from nan_merge.plan import MergePlan, plan_merge
 from nan_merge.publish import write_text_atomically
 from nan_merge.recipe import MergeRecipe, ModelReference
-from nan_merge.shares import SHARES
 from nan_merge.tasks import Task
-from pipelines.collect import (
-    ScoredModels,
-    ablation_pairs,
-    environment_facts,
-    merge_summary,
-    result_rows,
-    with_averages,
-)
-from pipelines.config import INDIVIDUAL, PRETRAINED, RunConfig
-from pipelines.evaluate import Candidate, evaluate_candidates, image_benchmarks
+from pipelines.collect import ablation_pairs, environment_facts, merge_summary
+from pipelines.config import PRETRAINED, RunConfig
+from pipelines.evaluate import Candidate
 from pipelines.events import EVENTS_NAME, EventLog
 from pipelines.experts import data_folder, prepare_sets, train_experts
 from pipelines.interrupt import noticing_interrupts
-from pipelines.language_collect import score_language_models
 from pipelines.language_experts import train_language_models
 from pipelines.language_workers import with_model_resources
-from pipelines.merge import uniformity_notes
 from pipelines.paths import placed_at
 from pipelines.preflight import check_run
 from pipelines.progress import RunProgress
-from pipelines.report import write_report, write_seeds_report
-from pipelines.results import RunResults, write_results
+from pipelines.publishing import publish_results
+from pipelines.report import write_seeds_report
+from pipelines.results import RunResults
 from pipelines.run_folder import folder_names, refuse_other_run, sole_writer
-from pipelines.table import results_table, seed_differences, seeds_table
-from pipelines.tracking import TrackingError, comparison_path, how_to_look, track_run
+from pipelines.scoring import everything, open_scoring
+from pipelines.table import seed_differences, seeds_table
 from pipelines.workers import Workers
 
 
@@ -98,7 +86,7 @@ def run_config(config: RunConfig, *, seeds: int = 1, console: Console) -> list[R
             events = EventLog(run.folder.resolve() / EVENTS_NAME)
             checks = (interrupted, held.check)
             with events.run(run.name, run.seed):
-                found.append(_run_once(run, RunProgress(console, events), checks))
+                found.append(_once_of(run)(run, RunProgress(console, events), checks))
     if seeds > 1:
         together = Path(f"{config.folder}-{seeds}seeds")
         report = write_seeds_report(found, together)
@@ -109,22 +97,26 @@ def run_config(config: RunConfig, *, seeds: int = 1, console: Console) -> list[R
     return found
 
 
+def _once_of(config: RunConfig) -> Callable[..., RunResults]:
+    """What does the run: the page below, or that of sweeps, which stands on it."""
+    if config.sweep is None:
+        return _run_once
+    from pipelines.sweep import run_sweep
+
+    return run_sweep
+
+
 def _run_once(
     config: RunConfig, progress: RunProgress, checks: Sequence[Callable[[], None]]
 ) -> RunResults:
     started = time.monotonic()
     folder = config.folder
-    cluster = config.cluster
-    if config.evaluate.is_language:
-        cluster = with_model_resources(cluster, config.evaluate.backend)
-    with Workers(cluster, progress, folder, checks) as workers:
+    with open_workers(config, progress, checks) as workers:
         models = prepare_models(config, workers)
         merges = merge_all(config, models, workers)
         norms = norms_of(folder, models, workers)
         candidates = list_candidates(config, models, merges)
-        scored = (score_language_models if config.evaluate.is_language else _score_image_towers)(
-            config, models, merges, candidates, workers
-        )
+        scored = open_scoring(config, models, workers).collect(merges, candidates, everything)
     summaries = [
         merge_summary(name, recipe, read_manifest(path / MANIFEST_NAME), path.relative_to(folder))
         for name, recipe, path in merges
@@ -141,27 +133,18 @@ def _run_once(
         model_norms=norms,
     )
     results = scored.with_averages(results)
-    _publish(results, config, candidates, merges, progress, scored.notes)
+    publish_results(results, config, candidates, merges, progress, scored.notes)
     return results
 
 
-def _score_image_towers(
-    config: RunConfig,
-    models: RunModels,
-    merges: Sequence[tuple[str, MergeRecipe, Path]],
-    candidates: Sequence[Candidate],
-    workers: Workers,
-) -> ScoredModels:
-    assert models.clip is not None, "checked before anything ran"
-    names, heads = config.evaluate.image_tasks, config.cache / "heads"
-    benchmarks = image_benchmarks(models.clip, models.test_sets, names, heads, workers)
-    scores = evaluate_candidates(candidates, benchmarks, config.evaluate.batch_size, workers)
-    recipes = [(name, recipe) for name, recipe, _ in merges]
-    return ScoredModels(
-        rows=result_rows(scores, names, models.models, recipes),
-        facts={f"digest of {each.name}": each.digest[:16] for each in benchmarks},
-        with_averages=lambda results: with_averages(results, candidates),
-    )
+def open_workers(
+    config: RunConfig, progress: RunProgress, checks: Sequence[Callable[[], None]]
+) -> Workers:
+    """The run's workers; model actors get what their backend needs."""
+    cluster = config.cluster
+    if config.evaluate.is_language:
+        cluster = with_model_resources(cluster, config.evaluate.backend)
+    return Workers(cluster, progress, config.folder, checks)
 
 
 def prepare_models(config: RunConfig, workers: Workers) -> RunModels:
@@ -186,8 +169,15 @@ def merge_all(
     config: RunConfig, models: RunModels, workers: Workers
 ) -> list[tuple[str, MergeRecipe, Path]]:
     """Make every merge of the run that is not there yet: (name, recipe, checkpoint folder)."""
+    outputs = merges_of(config, models)
+    make_merges(outputs, workers)
+    return outputs
+
+
+def merges_of(config: RunConfig, models: RunModels) -> list[tuple[str, MergeRecipe, Path]]:
+    """The merges under `merges` in the run file: (name, recipe, checkpoint folder)."""
     folders, checkpoints = folders_of(config, models), config.folder / "checkpoints"
-    outputs = [
+    return [
         (
             entry.name,
             entry.recipe(models.base, models.models, config.seed),
@@ -195,6 +185,14 @@ def merge_all(
         )
         for entry in config.merges
     ]
+
+
+def make_merges(
+    outputs: Sequence[tuple[str, MergeRecipe, Path]],
+    workers: Workers,
+    statistics: Path | None = None,
+) -> None:
+    """Make merges together, those over the same models in one reading; see `merge_checkpoints`."""
 
     def run_tasks(tasks: Sequence[Task]) -> list[Any]:
         label = tasks[0].label if tasks else ""
@@ -212,8 +210,8 @@ def merge_all(
         workers=workers.processes("merge"),
         statistics_workers=workers.processes("statistics"),
         replace=True,
+        statistics=statistics,
     )
-    return outputs
 
 
 def folders_of(config: RunConfig, models: RunModels) -> dict[str, str]:
@@ -255,64 +253,3 @@ def _norms_key(plan: MergePlan) -> dict[str, str]:
     """What the norms are of: the content of every model, by the name that the plots show."""
     base = {"": fingerprint(plan.base)} if plan.base is not None else {}
     return base | {model.name: fingerprint(model) for model in plan.models}
-
-
-def _publish(
-    results: RunResults,
-    config: RunConfig,
-    candidates: Sequence[Candidate],
-    merges: Sequence[tuple[str, MergeRecipe, Path]],
-    progress: RunProgress,
-    notes: Sequence[str],
-) -> None:
-    """Write the results, record them, and print them."""
-    folder = config.folder
-    rows = write_results(results, folder)
-    write_text_atomically(folder / "config.yaml", results.config_yaml)
-    report = write_report(results, folder, config.published)
-    look: list[str] = []
-    if config.track.mlflow:
-        predictions = {item.name: item.predictions for item in candidates}
-        manifests = {name: path / MANIFEST_NAME for name, _, path in merges}
-        try:
-            with progress.stage("Recording in MLflow", 1) as bar:
-                uri = track_run(
-                    results, folder, config.track, manifests=manifests, predictions=predictions
-                )
-                page = comparison_path(results, folder, config.track)
-                look = how_to_look(uri, page, command("mlflow"))
-                bar.advance()
-        except TrackingError as error:
-            progress.say(f"warning: {error}")
-    progress.console.print(results_table(results, progress.console.width))
-    for note in [*notes_of(results, merges), *notes]:
-        progress.say(note)
-    progress.say(f"\nResults   {rows}\nReport    {report}   (open it in a browser)")
-    progress.say(f"Show      {command('nan-merge')} show {folder}")
-    for number, line in enumerate(look):
-        progress.say(f"{'          ' if number else 'MLflow    '}{line}")
-
-
-def notes_of(results: RunResults, merges: Sequence[tuple[str, MergeRecipe, Path]]) -> list[str]:
-    """What a reader of the table should know: a row that is missing, weights that are equal."""
-    notes: list[str] = []
-    if not any(row.kind == "individual" for row in results.rows):
-        notes.append(
-            f"note: there is no row {INDIVIDUAL}, because no fine-tuned model is called like a "
-            f"benchmark ({', '.join(results.benchmarks())}); it scores each model on its own."
-        )
-    for name, recipe, path in merges:
-        if recipe.coefficients.source in SHARES:
-            manifest = read_manifest(path / MANIFEST_NAME)
-            notes += [f"note: {name}: {note}" for note in uniformity_notes(manifest)]
-    return notes
-
-
-def command(name: str) -> str:
-    """How to call a command of this environment from the shell that is open now."""
-    own = Path(sys.prefix) / "bin" / name
-    if shutil.which(name) == str(own) or not own.exists():
-        return name
-    with suppress(ValueError):
-        return str(own.relative_to(Path.cwd()))
-    return str(own)

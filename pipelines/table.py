@@ -19,6 +19,7 @@ from pipelines.sheet import (
     rich_table,
     spread_in_percent,
 )
+from pipelines.sweep_table import SELECTED, SELECTED_NOTE
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,6 +68,8 @@ def results_sheet(results: RunResults) -> Sheet:
         f"{metric_name(results)} in %; ±: one standard error over {error_source(results)}; "
         f"*: best merged model of the column; n = {sample_counts(results)} samples per benchmark."
     )
+    if results.sweep:
+        caption += f" {SELECTED_NOTE}"
     if any(spread == MISSING for _, spread in scores.values()):
         caption += UNKNOWN_ERRORS
     return _score_sheet(f"{results.name} (seed {results.seed})", results, scores, caption)
@@ -162,10 +165,16 @@ def _score_sheet(title: str, results: RunResults, scores: Scores, caption: str) 
         return Cell(_percent(value), spread, best=is_best)
 
     lines = tuple(
-        Line(model, tuple(cell(model, key) for key in keys), opens_group)
+        Line(_marked(results, model), tuple(cell(model, key) for key in keys), opens_group)
         for model, opens_group in _grouped(results)
     )
     return Sheet(title, "model", (*results.benchmarks(), "average"), lines, caption)
+
+
+def _marked(results: RunResults, model: str) -> str:
+    """A model's name, with a mark if a sweep selected it."""
+    point = results.sweep.get(model)
+    return model + SELECTED if point is not None and point.is_selected else model
 
 
 def _grouped(results: RunResults) -> list[tuple[str, bool]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from evaluators.backends.greedy import NOT_NUMBERS
 from evaluators.backends.language import Completion
+from evaluators.backends.vllm_death import how_it_ended, is_dead, waking_when_dead
 from evaluators.backends.vllm_environment import (
     engine_variables,
     environment,
@@ -244,16 +245,21 @@ class VllmLanguageModel:
     def _run(self, prompts: Sequence[Sequence[int]], parameters: Sequence[Any]) -> list[Any]:
         if not prompts:
             return []
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         try:
-            return self._engine.generate(inputs, list(parameters), use_tqdm=False)
+            with waking_when_dead(self._engine, EngineDeadError):
+                return self._engine.generate(inputs, list(parameters), use_tqdm=False)
         except Exception as error:
-            from vllm.v1.engine.exceptions import EngineDeadError
-
-            if not isinstance(error, EngineDeadError):
+            # Its sockets are closed when it has ended, which may show first.
+            if not isinstance(error, EngineDeadError) and not is_dead(self._engine):
                 raise
+            how = how_it_ended(self._engine)
             words = last_words(self._workplace / "engine.log")
-            raise EngineDiedError(f"vLLM ended while it worked:\n{words}") from error
+            raise EngineDiedError(
+                f"vLLM ended while it worked{f' ({how})' if how else ''}:\n{words}"
+            ) from error
 
     def _completion(self, output: Any) -> Completion:
         text, tokens = output.text, list(output.token_ids)

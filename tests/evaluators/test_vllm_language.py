@@ -23,7 +23,7 @@ from evaluators.language_evaluation import (
 from evaluators.profiles import Decoding
 from evaluators.rendering import Wording, encode, load_tokenizer
 from evaluators.samples import Message, Sample
-from nan_merge.errors import EvaluationError
+from nan_merge.errors import EngineDiedError, EvaluationError
 from tests.language_checkpoints import HAS_SMOLLM2, make_tiny_llama, smollm2
 
 pytestmark = [
@@ -176,6 +176,24 @@ def test_an_engine_that_does_not_start_says_why(tmp_path: Path):
     assert str(error.value).startswith(f"vLLM does not start on {broken}:\nValueError: ")
     assert "model.norm.weight" in str(error.value)
     traces.assert_nothing_new()
+
+
+def test_an_engine_that_is_killed_is_an_error_and_not_a_wait_without_end(folder: Path):
+    traces = Traces()
+    opened = open_language_model(str(folder), options("vllm"))
+    try:
+        prompts = encode(opened.tokenizer, TEXTS[:1], TEXT)
+        opened.model.generate(prompts, Decoding(2))
+        for process in psutil.Process().children(recursive=True):
+            if process.pid not in traces.processes and "tracker" not in str(process.cmdline()):
+                process.kill()
+        with pytest.raises(EngineDiedError, match="killed, as the system does where memory runs"):
+            opened.model.generate(prompts, Decoding(2))
+        with pytest.raises(EngineDiedError):
+            opened.model.next_token_log_probabilities(prompts, [[7]])
+    finally:
+        opened.close()
+    traces.assert_nothing_new(seconds=10)
 
 
 @pytest.mark.ray

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from nan_merge.errors import CheckpointError
-from nan_merge.merge import merge_checkpoint
+from nan_merge.merge import merge_checkpoint, merge_checkpoints, merge_key_of
 from nan_merge.recipe import MergeRecipe
 from nan_merge.statistics_journal import journaled
 from nan_merge.tasks import Task, run_serially
@@ -95,8 +95,6 @@ def test_values_that_are_not_finite_survive_a_record(family: dict[str, str], tmp
 
 
 def test_an_error_is_not_recorded(family: dict[str, str], tmp_path: Path):
-    from safetensors.torch import save_file
-
     file = Path(family["math"]) / "model.safetensors"
     tensors = load_file(file)
     tensors["layers.0.bias"][0] = math.nan
@@ -105,3 +103,34 @@ def test_an_error_is_not_recorded(family: dict[str, str], tmp_path: Path):
     for _ in range(2):
         with pytest.raises(CheckpointError, match="NaN or infinity"):
             merge_checkpoint(recipe, tmp_path / "merged")
+
+
+def test_statistics_outlive_a_merge_until_an_input_changes(
+    family: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe, kept = recipe_of(family, METHODS[0]), tmp_path / "statistics"
+    first = merge_checkpoints([(recipe, tmp_path / "first")], statistics=kept)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("measured again")
+
+    with monkeypatch.context() as patch:
+        for module in ("inner_products", "statistics"):
+            patch.setattr(f"nan_merge.{module}.raw_runs", refuse)
+        merge_checkpoints([(recipe, tmp_path / "second")], statistics=kept)
+        with pytest.raises(AssertionError, match="measured again"):
+            merge_checkpoints([(recipe, tmp_path / "without")])
+        file = Path(family["math"]) / "model.safetensors"
+        tensors = load_file(file)
+        tensors["layers.0.bias"] += 1
+        save_file(tensors, file)
+        with pytest.raises(AssertionError, match="measured again"):
+            merge_checkpoints([(recipe, tmp_path / "changed")], statistics=kept)
+    shared = (tmp_path / "second" / "merge_manifest.json").read_text()
+    assert shared == (tmp_path / "first" / "merge_manifest.json").read_text()
+    assert merge_key_of(recipe) != first[0].key
+
+
+def test_the_key_of_a_recipe_is_that_of_its_result(family: dict[str, str], tmp_path: Path):
+    recipe = recipe_of(family, METHODS[0])
+    assert merge_key_of(recipe) == merge_checkpoint(recipe, tmp_path / "out").key

@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from evaluators.torchvision_repair import repair
-from nan_merge.errors import ConfigError, DataError, EvaluationError
+from nan_merge.errors import CheckpointError, ConfigError, DataError, EvaluationError
 from pipelines import language_command
 from pipelines.cli import app
 from pipelines.language_benchmarks import open_benchmark
@@ -241,6 +241,14 @@ def test_a_model_without_a_chat_template_is_told_so_and_can_be_asked_without(wor
     assert found.scored[0].scores.micro.num_samples == 57
 
 
+def test_a_model_without_a_tokenizer_is_told_so_before_it_is_loaded(work, workers):
+    for path in (work / "model").glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"its tokenizer cannot be loaded.*Copy the tok"):
+        evaluate(work, gsm8k())
+    assert workers.loaded == []
+
+
 def damage(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -254,6 +262,7 @@ def test_choices_of_a_model_whose_logits_are_not_numbers_are_abstentions(work, w
     found = evaluate(work, BenchmarkSpec(name="mmlu"))
     assert found.scored[0].scores.abstain_rate == 1.0
     assert found.scored[0].scores.micro.value == 0
+    assert "57 samples have no answer at all" in found.text
     line = next(line for line in found.text.splitlines() if "mmlu oc-ppl (compat)" in line)
     assert line.split()[-2:] == ["100.0", "0.0"]
     shown = CliRunner().invoke(app, ["predictions", "show", str(work / "out"), "--limit", "1"])
@@ -325,6 +334,17 @@ def test_a_context_that_is_too_short_drops_shots_and_says_so(work, workers):
     found = evaluate(work, BenchmarkSpec(name="mmlu", limit=1), model="short")
     assert found.scored[0].scores.num_dropped_shots > 57
     assert "solved examples were left out" in found.text
+    assert found.scored[0].scores.num_missing == 0
+
+
+@pytest.mark.parametrize("name", ["mmlu", "gsm8k"])
+def test_prompts_that_do_not_fit_at_all_are_counted_as_wrong_and_told(work, workers, name):
+    make_tiny_llama(work / "short", length=12)
+    found = evaluate(work, BenchmarkSpec(name=name, limit=1), model="short")
+    scores = found.scored[0].scores
+    assert scores.num_missing == scores.micro.num_samples
+    assert (scores.micro.value, scores.abstain_rate) == (0, 1)
+    assert f"{scores.num_missing} samples have no answer at all and count as wrong" in found.text
 
 
 def test_an_empty_completion_is_a_counted_abstention(work, workers, monkeypatch):
