@@ -14,6 +14,7 @@ from nan_merge.errors import ConfigError, DataError
 from pipelines.compared_models import (
     AnswerReader,
     KeptModel,
+    common_dev_share,
     default_baseline,
     find_models,
     pick,
@@ -125,8 +126,13 @@ def compare_runs(
         raise DataError(
             f"No other model was asked a benchmark of {reference.name} ({', '.join(benchmarks)})."
         )
+    dev_share = common_dev_share(shared)
     outcomes = {
-        model.name: {name: reader.read(model, name) for name in benchmarks if name in model.records}
+        model.name: {
+            name: reader.read(model, name, dev_share)
+            for name in benchmarks
+            if name in model.records
+        }
         for model in shared
     }
     found = _compare_all(outcomes, reference.name, benchmarks, resamples, seed)
@@ -287,7 +293,7 @@ def _notes(
     outcomes: Mapping[str, Mapping[str, Outcomes]],
     reference: KeptModel,
 ) -> list[str]:
-    notes: list[str] = []
+    notes = split_notes(common_dev_share(models))
     left_out = [model.name for model in models if model.name not in outcomes]
     if left_out:
         notes.append(
@@ -302,6 +308,13 @@ def _notes(
             if name in answers and answers[name].engine != other.engine:
                 notes.append(engine_note(answers[name], other, model))
     return list(dict.fromkeys(notes))
+
+
+def split_notes(dev_share: float) -> list[str]:
+    """What is left out because a sweep's search saw it."""
+    if dev_share == 0:
+        return []
+    return [f"Only samples that no sweep's search saw are compared (dev_share {dev_share:g})."]
 
 
 def engine_note(found: Outcomes, other: Outcomes, model: str) -> str:

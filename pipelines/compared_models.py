@@ -24,8 +24,9 @@ from pipelines.language_benchmarks import (
 from pipelines.language_config import BenchmarkSpec
 from pipelines.language_records import OWN_SOURCE, Record, RecordInfo, find_records, read_record
 from pipelines.language_scores import benchmark_of, first_scorer, outcomes_of
-from pipelines.outcomes import Outcomes, image_outcomes, language_outcomes, unfinished
+from pipelines.outcomes import Outcomes, image_outcomes, language_outcomes, unfinished, unseen
 from pipelines.results import RunResults, baseline_model, read_results
+from pipelines.split import held_out_part
 
 SCORES_NAME = "scores.json"
 
@@ -39,12 +40,15 @@ class KeptModel:
         kind: "pretrained", "individual" or "merged"; "" in evaluations.
         folder: The run's or the evaluation's.
         records: Benchmark -> file of answers.
+        dev_share: Of a sweep, the share of sources that its search saw: its samples are no
+            evidence. 0 elsewhere.
     """
 
     name: str
     kind: str
     folder: Path
     records: Mapping[str, Path]
+    dev_share: float = 0.0
 
 
 @dataclass
@@ -62,13 +66,22 @@ class AnswerReader:
         default_factory=dict[tuple[str, ...], OpenBenchmark]
     )
 
-    def read(self, model: KeptModel, benchmark: str) -> Outcomes:
+    def read(self, model: KeptModel, benchmark: str, dev_share: float = 0.0) -> Outcomes:
         """Verdicts on a model's answers to a benchmark.
+
+        Args:
+            model: Whose.
+            benchmark: To which.
+            dev_share: Leaves out the samples that a search with this share saw.
 
         Raises:
             DataError: If the answers are missing, unfinished, damaged or not numbers, or their
                 data is gone or changed.
         """
+        found = self._read(model, benchmark)
+        return found if dev_share == 0 else unseen(found, held_out_part(dev_share))
+
+    def _read(self, model: KeptModel, benchmark: str) -> Outcomes:
         path = model.records[benchmark]
         if info_path(path).is_file() or not path.with_suffix(".json").is_file():
             return image_outcomes(path, model.name, benchmark)
@@ -96,6 +109,14 @@ class AnswerReader:
                 self._opened[key] = open_benchmark(spec.model_copy(update={"data": data}))
         opened = self._opened[key]
         return opened, opened.asked if spec is not None else None
+
+
+def common_dev_share(models: Sequence[KeptModel]) -> float:
+    """What to leave out of a comparison, so that no search saw what is compared.
+
+    Sides are told by one hash, so the largest share holds the others.
+    """
+    return max(model.dev_share for model in models)
 
 
 def find_models(folder: Path) -> list[KeptModel]:
@@ -209,12 +230,15 @@ def _run_models(folder: Path) -> list[KeptModel]:
             f"{folder / 'results.json'}: {broken[0].model} on {broken[0].benchmark} is not a "
             "number. Run the same command again."
         )
+    config = _config(results) if results.sweep else None
+    sweep = config.sweep if config is not None else None
     return [
         KeptModel(
             name=model,
             kind=kinds.get(model, ""),
             folder=folder,
             records={name: folder / path for name, path in records.items()},
+            dev_share=sweep.dev_share if sweep is not None else 0.0,
         )
         for model, records in results.predictions.items()
     ]
@@ -262,8 +286,9 @@ def _spec_of(info: RecordInfo, folder: Path) -> BenchmarkSpec | None:
     """How a run asked a benchmark, if it asked only some of its samples; else None."""
     if info.source != OWN_SOURCE or not (folder / "run.json").is_file():
         return None
-    content: Any = yaml.safe_load(read_run(folder).config_yaml)
-    config = RunConfig.model_validate(content)
+    config = _config(read_run(folder))
+    if config is None:
+        return None
     for spec in config.evaluate.language_benchmarks:
         if spec.limit is None and not spec.subsets:
             continue
@@ -272,3 +297,8 @@ def _spec_of(info: RecordInfo, folder: Path) -> BenchmarkSpec | None:
         if named == info.benchmark and find_profile(spec.name, spec.profile).name == info.profile:
             return spec
     return None
+
+
+def _config(results: RunResults) -> RunConfig | None:
+    content: Any = yaml.safe_load(results.config_yaml)
+    return RunConfig.model_validate(content) if content else None

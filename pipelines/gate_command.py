@@ -10,10 +10,11 @@ from rich.console import Console
 
 from nan_merge.config_messages import did_you_mean
 from nan_merge.errors import ConfigError, DataError
-from pipelines.compare import AVERAGE, average_pairs, engine_note
+from pipelines.compare import AVERAGE, average_pairs, engine_note, split_notes
 from pipelines.compared_models import (
     AnswerReader,
     KeptModel,
+    common_dev_share,
     find_model,
     find_models,
     pick,
@@ -73,12 +74,14 @@ def evaluate_gate(gate: Gate, run_folder: Path | None, reader: AnswerReader) -> 
     """
     models = _find(gate, run_folder)
     names = _benchmarks(gate, models)
-    candidate = {name: reader.read(models.candidate, name) for name in names}
-    baseline = {name: reader.read(models.baseline, name) for name in names}
+    involved = [models.candidate, models.baseline, models.repeat or models.baseline]
+    dev_share = common_dev_share(involved)
+    candidate = {name: reader.read(models.candidate, name, dev_share) for name in names}
+    baseline = {name: reader.read(models.baseline, name, dev_share) for name in names}
     pairs = {name: pair(candidate[name], baseline[name]) for name in names}
     repeats: dict[str, Pairs] = {}
     if models.repeat is not None:
-        repeated = {name: reader.read(models.repeat, name) for name in names}
+        repeated = {name: reader.read(models.repeat, name, dev_share) for name in names}
         repeats = _repeats(repeated, baseline)
         repeats[AVERAGE] = average_pairs(baseline, repeats)
     tested = dict(pairs) if gate.decide_on != AVERAGE else {}
@@ -93,7 +96,7 @@ def evaluate_gate(gate: Gate, run_folder: Path | None, reader: AnswerReader) -> 
         baseline=f"{models.baseline.name} ({models.baseline.folder})",
         findings=tuple(findings),
         breaches=tuple(breaches),
-        notes=tuple(_notes(candidate, baseline, findings)),
+        notes=(*split_notes(dev_share), *_notes(candidate, baseline, findings)),
         rules=rules,
         is_repeated=models.repeat is not None,
     )

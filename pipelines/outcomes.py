@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from evaluators.predictions import Prediction, read_key, read_predictions
 from nan_merge.errors import DataError
 from pipelines.image_records import read_image_info
 from pipelines.language_records import OWN_SOURCE, RecordInfo
+from pipelines.split import Part
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Outcomes:
         truncated: (n,) whether it was cut off at the most tokens.
         answers: n answers as the scorer took them; None for an abstention.
         golds: n right answers.
+        split_by: n clusters, by which a sweep tells the dev split from the rest.
     """
 
     model: str
@@ -52,6 +54,7 @@ class Outcomes:
     truncated: NDArray[np.bool_]
     answers: tuple[str | None, ...]
     golds: tuple[str, ...]
+    split_by: tuple[str, ...]
 
 
 def image_outcomes(path: Path, model: str, benchmark: str) -> Outcomes:
@@ -88,6 +91,7 @@ def image_outcomes(path: Path, model: str, benchmark: str) -> Outcomes:
         truncated=nothing,
         answers=tuple(each.answer for each in found),
         golds=tuple(each.target for each in found),
+        split_by=tuple(each.cluster_id for each in found),
     )
 
 
@@ -122,7 +126,26 @@ def language_outcomes(
         truncated=np.array([each.answer.finish_reason == "length" for each in found], dtype=bool),
         answers=tuple(each.verdict.extracted for each in found),
         golds=tuple(each.sample.gold for each in found),
+        split_by=tuple(each.cluster_id for each in found),
     )
+
+
+def unseen(outcomes: Outcomes, part: Part) -> Outcomes:
+    """Only the samples of a part of the data.
+
+    Raises:
+        DataError: If none is left.
+    """
+    kept = np.flatnonzero([part(cluster) for cluster in outcomes.split_by])
+    if not len(kept):
+        raise DataError(
+            f"{outcomes.model} on {outcomes.benchmark}: a search saw all samples, none is left."
+        )
+    arrays = ("sample_ids", "prompts", "clusters", "subsets", "right", "abstained", "truncated")
+    texts = ("answers", "golds", "split_by")
+    changes = {name: getattr(outcomes, name)[kept] for name in arrays}
+    changes |= {name: tuple(getattr(outcomes, name)[place] for place in kept) for name in texts}
+    return replace(outcomes, **changes)
 
 
 def refuse_not_a_number(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,10 +14,11 @@ from typer.testing import CliRunner
 
 from nan_merge.errors import ConfigError, DataError
 from pipelines.cli import app
-from pipelines.compared_models import AnswerReader
+from pipelines.compared_models import AnswerReader, common_dev_share, find_models
 from pipelines.gate_command import evaluate_gate, gate_command
 from pipelines.gate_config import Gate
 from pipelines.gate_view import GateFiles, GateReport
+from pipelines.split import dev_part
 from tests.finished_runs import write_image_run, write_import
 
 N = 1000
@@ -153,6 +155,15 @@ def test_models_of_other_runs_are_found(run: Path, tmp_path: Path):
     assert report.verdict == "pass"
     # A folder alone means its model of the candidate's name.
     assert decided(None, candidate=f"{new}:released", baseline=str(run)).verdict == "pass"
+
+
+def test_samples_that_a_search_saw_decide_nothing(run: Path):
+    models = [replace(each, dev_share=0.3) for each in find_models(run) if each.name != "released"]
+    assert common_dev_share([*models, find_models(run)[0]]) == 0.3
+    seen = dev_part(0.3)
+    found = AnswerReader().read(models[0], "a", 0.3)
+    assert 600 < len(found.sample_ids) < 800 and len(found.answers) == len(found.right)
+    assert not any(seen(cluster) for cluster in found.split_by)
 
 
 def test_the_same_seed_gives_the_same_findings(run: Path):
