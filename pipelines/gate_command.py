@@ -27,6 +27,7 @@ from pipelines.gate_view import GateFiles, GateReport, print_report, write_repor
 from pipelines.outcomes import Outcomes
 from pipelines.paired import Pairs
 from pipelines.pairing import pair
+from pipelines.tracking import TrackingError
 
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 
@@ -63,7 +64,24 @@ def gate_command(
     report = evaluate_gate(gate, run_folder, reader)
     print_report(report, console)
     write_reports(report, files, console)
+    if gate.mark_passed and report.verdict == "pass":
+        _mark_passed(_find(gate, run_folder).candidate, report, console)
     return report
+
+
+def _mark_passed(candidate: KeptModel, report: GateReport, console: Console) -> None:
+    """A server that is down changes no verdict: the mark waits for it on disk."""
+    from pipelines.track_sync import mark_passed
+
+    margins = {f"margin/{each.name}": f"{each.margin * 100:g}" for each in report.findings}
+    try:
+        version = mark_passed(
+            candidate.folder, candidate.name, verdict={"baseline": report.baseline, **margins}
+        )
+    except TrackingError as error:
+        console.print(f"warning: {error}", soft_wrap=True, markup=False)
+    else:
+        console.print(f"MLflow    {version} has the alias passed", soft_wrap=True, markup=False)
 
 
 def evaluate_gate(gate: Gate, run_folder: Path | None, reader: AnswerReader) -> GateReport:

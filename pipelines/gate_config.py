@@ -63,6 +63,9 @@ class Gate(StrictModel):
     repeat: str | None = None
     """The baseline, evaluated a second time: `FOLDER:MODEL`. What flips between the two is the
     engine's noise, and a margin within it decides nothing."""
+    mark_passed: bool = False
+    """Give a candidate that passes the alias `passed` in MLflow's registry; it must be a merge of
+    a run that MLflow holds."""
     resamples: int = Field(default=10_000, ge=1000, le=1_000_000)
     """Of each bootstrap."""
     seed: int = Field(default=0, ge=0)

@@ -19,6 +19,7 @@ from pipelines.gate_command import evaluate_gate, gate_command
 from pipelines.gate_config import Gate
 from pipelines.gate_view import GateFiles, GateReport
 from pipelines.split import dev_part
+from pipelines.tracking import TrackingError
 from tests.finished_runs import write_image_run, write_import
 
 N = 1000
@@ -266,6 +267,36 @@ def test_exit_codes(run: Path, candidate: str, code: int):
     config = run_file(run, {"candidate": "same", "baseline": "released", "margin": 2.0})
     arguments = ["gate", str(config), f"gate.candidate={candidate}", "gate.resamples=2000"]
     assert CliRunner().invoke(app, arguments).exit_code == code
+
+
+@pytest.mark.parametrize(("candidate", "is_marked"), [("same", True), ("worse", False)])
+def test_what_passes_is_marked_where_that_is_wanted(
+    run: Path, monkeypatch: pytest.MonkeyPatch, candidate: str, is_marked: bool
+):
+    marks: list[tuple[Path, str, dict[str, str]]] = []
+
+    def mark(folder: Path, merge: str, verdict: dict[str, str]) -> str:
+        marks.append((folder, merge, verdict))
+        return "release version 3"
+
+    monkeypatch.setattr("pipelines.track_sync.mark_passed", mark)
+    config = run_file(run, {"candidate": candidate, "baseline": "released", "margin": 2.0})
+    arguments = ["gate", str(config), "gate.resamples=2000", "gate.mark_passed=true"]
+    done = CliRunner().invoke(app, arguments)
+    verdict = {"baseline": f"released ({run})", "margin/a": "2", "margin/b": "2"}
+    assert marks == ([(run, candidate, verdict)] if is_marked else [])
+    assert ("release version 3 has the alias passed" in done.stdout) == is_marked
+
+
+def test_a_server_that_is_down_changes_no_verdict(run: Path, monkeypatch: pytest.MonkeyPatch):
+    def mark(*_: object, **__: object) -> str:
+        raise TrackingError("MLflow does not answer; `nan-merge track sync` sends it later.")
+
+    monkeypatch.setattr("pipelines.track_sync.mark_passed", mark)
+    config = run_file(run, {"candidate": "same", "baseline": "released", "margin": 2.0})
+    done = CliRunner().invoke(app, ["gate", str(config), "gate.mark_passed=true"])
+    assert done.exit_code == 0
+    assert "warning: MLflow does not answer" in done.stdout
 
 
 def test_options_do_without_a_file(run: Path):
