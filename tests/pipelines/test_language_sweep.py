@@ -39,6 +39,7 @@ def config_of(folder: Path, lambdas: list[float]) -> RunConfig:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_language_models_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("NAN_MERGE_CACHE", str(tmp_path / "hashes"))

@@ -186,6 +186,7 @@ def test_further_points_are_added_and_the_others_kept(folder: Path, first: tuple
     assert "TA, lambda=0.4" in read_results(folder / "best").sweep
 
 
+@pytest.mark.slow
 def test_waves_find_what_one_wave_finds(
     folder: Path, first: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ):
