@@ -178,6 +178,7 @@ def test_the_selection_does_not_look_at_held_out_samples(
     assert row is not None and row.value == 1
 
 
+@pytest.mark.slow
 def test_further_points_are_added_and_the_others_kept(folder: Path, first: tuple[Path, str]):
     more = {**TA, "vary": {"coefficients.lambda": [*LAMBDAS, 0.4]}}
     output = run(miniature(folder, "best", more, TIES))
@@ -200,6 +201,7 @@ def test_waves_find_what_one_wave_finds(
     assert not [*(folder / "waves" / "checkpoints").glob("t*")]
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_interrupted_goes_on(
     folder: Path, first: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ):
