@@ -99,7 +99,8 @@ def test_a_model_without_a_chat_template_says_what_to_do(tmp_path: Path):
         check_chat_template(make_tiny_tokenizer(chat=False), tmp_path)
     assert str(error.value) == (
         f"{tmp_path} has no chat template. Copy chat_template.jinja, or tokenizer_config.json with "
-        "its 'chat_template', from the base model, or evaluate with chat_template: false."
+        "its 'chat_template', from the base model, or evaluate with `--no-chat-template` "
+        "(`chat_template: false` in a run file)."
     )
 
 

@@ -46,13 +46,16 @@ def test_without_an_error_last_words_are_the_end_of_the_log(tmp_path: Path):
     assert last_words(log) == last_words(tmp_path / "nowhere") == "It said nothing."
 
 
+OFFLINE = ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_OFFLINE")
+
+
 def test_an_engine_is_told_to_stay_offline_and_to_report_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    for name in ("OMP_NUM_THREADS", "HF_HUB_OFFLINE", "VLLM_CPU_KVCACHE_SPACE"):
+    for name in ("OMP_NUM_THREADS", "VLLM_CPU_KVCACHE_SPACE", *OFFLINE):
         monkeypatch.delenv(name, raising=False)
     found = engine_variables(3, tmp_path)
-    assert found["VLLM_NO_USAGE_STATS"] == found["DO_NOT_TRACK"] == found["HF_HUB_OFFLINE"] == "1"
+    assert {found[name] for name in OFFLINE} == {"1"}
     assert found["VLLM_CPU_KVCACHE_SPACE"] == "3" and found["VLLM_HOST_IP"] == "127.0.0.1"
     assert found["VLLM_CPU_NUM_OF_RESERVED_CPU"] == "0"  # all cores are this process's
 
