@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -23,6 +23,9 @@ from rich.text import Text
 from nan_merge.errors import NanMergeError
 from pipelines.extras import missing_extra
 from pipelines.masking import hide_passwords
+
+if TYPE_CHECKING:
+    from pipelines.config import RunConfig
 
 ERROR, INTERRUPTED = 2, 130
 MAX_MESSAGE = 1000  # letters of an error that we did not foresee
@@ -52,7 +55,20 @@ Staging = Annotated[
         "`outputs` beside the cache that NAN_MERGE_STORE_CACHE names, or in ~/.cache/nan-merge.",
     ),
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="As cluster.address: local, auto or HOST:PORT."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def load_run(config: Path, overrides: Sequence[str] | None, address: str | None) -> RunConfig:
+    """A run file with the changes of the command line; ``--address`` is the last of them."""
+    from nan_merge.yaml_config import load_config
+    from pipelines.config import RunConfig
+
+    joined = [f"cluster.address={address}"] if address else []
+    return load_config(config, RunConfig, [*(overrides or ()), *joined])
 
 
 def split_output(arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nan_merge.errors import DataError
-from pipelines.cli_app import Debug, Overrides, app, explain_errors, open_console
+from pipelines.cli_app import (
+    Address,
+    Debug,
+    Overrides,
+    app,
+    explain_errors,
+    load_run,
+    open_console,
+)
 
 if TYPE_CHECKING:
     from pipelines.results import RunResults
@@ -35,19 +43,12 @@ def run(
     seeds: Annotated[
         int, typer.Option(min=1, metavar="N", help="Repeat with N seeds and show the spread.")
     ] = 1,
-    address: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="As cluster.address: local, auto or HOST:PORT."),
-    ] = None,
+    address: Address = None,
     debug: Debug = False,
 ) -> None:
     """Train or load the models, merge them, evaluate everything, print the table."""
     with explain_errors(debug):
-        from nan_merge.yaml_config import load_config
-        from pipelines.config import RunConfig
-
-        joined = [f"cluster.address={address}"] if address else []
-        checked = load_config(config, RunConfig, [*(overrides or ()), *joined])
+        checked = load_run(config, overrides, address)
         from pipelines.run import run_config
 
         run_config(checked, seeds=seeds, console=open_console())

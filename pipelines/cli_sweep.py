@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from nan_merge.errors import ConfigError
-from pipelines.cli_app import Debug, Overrides, app, explain_errors, open_console
+from pipelines.cli_app import (
+    Address,
+    Debug,
+    Overrides,
+    app,
+    explain_errors,
+    load_run,
+    open_console,
+)
 
 
 @app.command(
@@ -26,19 +34,12 @@ def sweep(
     only_list: Annotated[
         bool, typer.Option("--list", help="Print the merges and stop; nothing is started.")
     ] = False,
-    address: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="As cluster.address: local, auto or HOST:PORT."),
-    ] = None,
+    address: Address = None,
     debug: Debug = False,
 ) -> None:
     """Search among many merges on a dev split, and show them on the samples it never saw."""
     with explain_errors(debug):
-        from nan_merge.yaml_config import load_config
-        from pipelines.config import RunConfig
-
-        joined = [f"cluster.address={address}"] if address else []
-        checked = load_config(config, RunConfig, [*(overrides or ()), *joined])
+        checked = load_run(config, overrides, address)
         if checked.sweep is None:
             raise ConfigError(
                 f"{config} has no section `sweep`. docs/sweeps.md shows one; a run file without it "

@@ -61,11 +61,12 @@ def gate_command(
         NanMergeError: With a message for the user.
     """
     require(["scipy", "statsmodels"])
-    report = evaluate_gate(gate, run_folder, reader)
+    models = _find(gate, run_folder)
+    report = _decided(gate, models, reader)
     print_report(report, console)
     write_reports(report, files, console)
     if gate.mark_passed and report.verdict == "pass":
-        _mark_passed(_find(gate, run_folder).candidate, report, console)
+        _mark_passed(models.candidate, report, console)
     return report
 
 
@@ -90,7 +91,10 @@ def evaluate_gate(gate: Gate, run_folder: Path | None, reader: AnswerReader) -> 
     Raises:
         NanMergeError: If the models cannot be found or paired.
     """
-    models = _find(gate, run_folder)
+    return _decided(gate, _find(gate, run_folder), reader)
+
+
+def _decided(gate: Gate, models: GateModels, reader: AnswerReader) -> GateReport:
     names = _benchmarks(gate, models)
     involved = [models.candidate, models.baseline, models.repeat or models.baseline]
     dev_share = common_dev_share(involved)

@@ -24,7 +24,7 @@ from pipelines.language_losses import lost_answers, lost_notes
 from pipelines.language_records import Record
 from pipelines.language_scores import first_scorer, outcomes_of
 from pipelines.published_config import Published
-from pipelines.results import Comparison, ResultRow, RunResults, baseline_model
+from pipelines.results import PairDifference, ResultRow, RunResults, baseline_model
 from pipelines.split import Part, everything
 from pipelines.workers import Workers
 
@@ -209,11 +209,11 @@ def _with_averages(results: RunResults, judged: Mapping[tuple[str, str], Judged]
 
 def _comparisons(
     published: Published | None, results: RunResults, judged: Mapping[tuple[str, str], Judged]
-) -> tuple[Comparison, ...]:
+) -> tuple[PairDifference, ...]:
     """The pairs that ``published`` names, on every benchmark and, with no name, on average."""
     if published is None:
         return ()
-    found: list[Comparison] = []
+    found: list[PairDifference] = []
     columns, models = results.benchmarks(), results.models()
     for pair in published.differences:
         model, baseline = (published.model_of(row) for row in pair)
@@ -227,7 +227,7 @@ def _comparisons(
             ]
             score = score_weighted(name, f"{METRIC} difference", parts)
             found.append(
-                Comparison(
+                PairDifference(
                     model, baseline, name, score.value, score.standard_error, score.num_samples
                 )
             )

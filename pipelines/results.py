@@ -89,7 +89,7 @@ class SweepPoint:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairDifference:
     """One model's score minus another's, paired by sample.
 
     Attributes:
@@ -144,7 +144,7 @@ class RunResults:
     averages: dict[str, tuple[float, float]] = field(default_factory=dict)
     differences: dict[str, tuple[float, float]] = field(default_factory=dict)
     sweep: dict[str, SweepPoint] = field(default_factory=dict)
-    comparisons: tuple[Comparison, ...] = ()
+    comparisons: tuple[PairDifference, ...] = ()
     predictions: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def models(self) -> list[str]:
@@ -222,7 +222,7 @@ def read_results(folder: Path) -> RunResults:
     rest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     merges = tuple(MergeSummary(**merge) for merge in rest.pop("merges"))
     rest["comparisons"] = tuple(
-        Comparison(**_with_nan(each)) for each in rest.get("comparisons", ())
+        PairDifference(**_with_nan(each)) for each in rest.get("comparisons", ())
     )
     for name in ("averages", "differences"):
         found = rest.get(name, {})

@@ -7,9 +7,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
+
+from tests.local_server import serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -30,17 +31,8 @@ class FakeHub:
 @contextmanager
 def serve(root: Path) -> Iterator[FakeHub]:
     """Serve the folders `root`/ORG/NAME, as models and as datasets."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    hub = FakeHub(f"http://127.0.0.1:{server.server_address[1]}", root)
-    server.hub = hub  # pyright: ignore[reportAttributeAccessIssue]
-    thread = Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(_Handler, lambda url: FakeHub(url, root)) as hub:
         yield hub
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from pipelines.cli import app
 from pipelines.published import published_differences_sheet, published_sheet
 from pipelines.published_config import Published
-from pipelines.results import Comparison, ResultRow, RunResults, read_results, write_results
+from pipelines.results import PairDifference, ResultRow, RunResults, read_results, write_results
 from pipelines.sheet import markdown, rich_table
 
 PART = "mmlu (3 of 57 subsets)"
@@ -41,9 +41,9 @@ def results() -> RunResults:
         merges=(),
         averages={"math": (0.25, 0.01), "TA": (0.45, 0.02), "TA + NAN": (0.5, 0.03)},
         comparisons=(
-            Comparison(*pair, PART, 0.1, 0.05, 40),
-            Comparison(*pair, "gsm8k", 0.0, math.nan, 40),
-            Comparison(*pair, "", 0.05, 0.01, 80),
+            PairDifference(*pair, PART, 0.1, 0.05, 40),
+            PairDifference(*pair, "gsm8k", 0.0, math.nan, 40),
+            PairDifference(*pair, "", 0.05, 0.01, 80),
         ),
     )
 
