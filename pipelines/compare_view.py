@@ -46,7 +46,7 @@ def benchmarks_sheet(comparison: Comparison) -> Sheet:
         if model.compared
     )
     caption = (
-        f"Difference to {comparison.baseline} in points; below it, samples won:lost. *: "
+        f"Difference to {comparison.baseline} in points, and samples won:lost. *: "
         f"p < {SIGNIFICANT} after Holm's correction over the model's benchmarks "
         f"({', '.join(_tests(comparison))})."
     )
