@@ -50,6 +50,8 @@ def run(command: Sequence[str], cache: Path, cores: int | None = None) -> tuple[
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": str(ROOT),
     }
+    # Installed packages bring their bytecode; ours, in a checkout, would be compiled every time.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     output, errors = cache.parent / "stdout", cache.parent / "stderr"
     started = time.perf_counter()
     with output.open("w") as out, errors.open("w") as err:

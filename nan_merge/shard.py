@@ -13,9 +13,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -88,14 +89,17 @@ class _Output:
     partial: Path
     descriptor: int
     offsets: dict[str, int]
+    # The system lets one writer into a file at a time; others would wait for it on a busy core.
+    writing: threading.Lock = field(default_factory=threading.Lock)
 
     def write(self, tensor: AlignedTensor, start: int, stored: np.ndarray) -> None:
         data = stored.data
         itemsize = tensor.output_dtype(self.job.shard.dtype).itemsize
         begin = offset = self.offsets[tensor.name] + start * itemsize
-        while len(data):
-            written = os.pwrite(self.descriptor, data, offset)
-            data, offset = data[written:], offset + written
+        with self.writing:
+            while len(data):
+                written = os.pwrite(self.descriptor, data, offset)
+                data, offset = data[written:], offset + written
         start_writeback(self.descriptor, begin, offset - begin)
 
 
