@@ -14,7 +14,6 @@ import numpy as np
 from nan_merge.errors import DataError
 from nan_merge.publish import explain_write_errors, partial_path, sync_path
 
-
 PIXELS, HEADER = "images.npy", "set.json"
 """Files of a set whose images are mapped into memory."""
 

@@ -1,4 +1,4 @@
-"""Prepare the images of the CLIP sets for a run: found, checked, decoded once, kept in the cache."""
+"""Prepare the images of the CLIP sets for a run: found, checked, and decoded once."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def prepare_clip_sets(
                 )
                 for start, stop in parts_of(len(listing.places))
             ]
-            _refuse(sum(workers.run_tasks(f"Decoding {name}", tasks), []))
+            found = workers.run_tasks(f"Decoding {name}", tasks)
+            _refuse([problem for problems in found for problem in problems])
             finish_preparation(clip_set, listing, split, staging)
     return PreparedSets(paths, tuple(_notes(listings, split)))
 

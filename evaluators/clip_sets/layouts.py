@@ -107,9 +107,7 @@ def find_parquet(clip_set: ClipSet, folder: Path, split: str) -> Listing | None:
     return _with_class_labels(clip_set, listing, names)
 
 
-def _with_class_labels(
-    clip_set: ClipSet, listing: Listing, names: Sequence[str] | None
-) -> Listing:
+def _with_class_labels(clip_set: ClipSet, listing: Listing, names: Sequence[str] | None) -> Listing:
     """Turn the data's own class numbers into labels, by the names that it gives them."""
     where, numbers = str(listing.files[0]), listing.labels
     if names is None:

@@ -130,9 +130,7 @@ FINDERS: Mapping[str, tuple[Finder, ...]] = {
 """How each set is recognised; EuroSAT comes without a split, and has no layout of its own."""
 
 
-def _listed(
-    clip_set: ClipSet, lists: Path | None, images: Sequence[tuple[Path, str]]
-) -> Listing:
+def _listed(clip_set: ClipSet, lists: Path | None, images: Sequence[tuple[Path, str]]) -> Listing:
     """A listing of files, each with what its class is called."""
     names = list(dict.fromkeys(name for _, name in images))
     labels, problem = match_classes(clip_set, names, str(lists or images[0][0].parent.parent))
