@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nan_merge.errors import MissingExtraError
 from nan_merge.publish import write_text_atomically
 from pipelines.compare_view import benchmarks_sheet, summary_sheet
+from pipelines.pages import render
 from pipelines.plots import accuracy_plot, coefficients_plot, norms_plot
 from pipelines.published import published_differences_sheet, published_sheet
 from pipelines.report_sheets import baseline_sheet, coefficients_sheet, percent, sources_sheet
@@ -30,7 +30,6 @@ from pipelines.table import (
 if TYPE_CHECKING:
     from pipelines.published_config import Published
 
-TEMPLATES = Path(__file__).parent / "templates"
 ACCURACY_CAPTION = (
     "One panel per benchmark, each on its own scale. Dots are merged models with one standard "
     "error over {}; lines are the models that were not merged."
@@ -62,14 +61,15 @@ def write_report(results: RunResults, folder: Path, published: Published | None 
     Raises:
         MissingExtraError: If jinja2 or matplotlib is not installed.
     """
-    shown, comparison = shown_results(results), compare_finished_run(folder)
+    shown = shown_results(results)
+    comparison = compare_finished_run(folder, shown.models())
     sweep = sweep_sections(results)
     plots = {
         "accuracy": accuracy_plot(shown) if shown.rows else "",
         "norms": norms_plot(shown) if any(shown.model_norms.values()) else "",
         "coefficients": coefficients_plot(shown) if coefficients_sheet(shown) else "",
     }
-    page = _render(
+    page = render(
         "report.html.jinja",
         title=f"{results.name} (seed {results.seed})",
         summary=run_summary(results),
@@ -118,7 +118,7 @@ def write_seeds_report(results: Sequence[RunResults], folder: Path) -> Path:
     baseline = baseline_model(first)
     pairs = [(model, baseline) for model in merged_models(first) if baseline and model != baseline]
     seeds = ", ".join(str(run.seed) for run in results)
-    page = _render(
+    page = render(
         "seeds_report.html.jinja",
         title=f"{first.name} over seeds {seeds}",
         summary=(
@@ -221,23 +221,3 @@ def _about_errors(results: RunResults) -> tuple[str, str]:
 
 def _with_error(average: tuple[float, float]) -> str:
     return f"{percent(average[0])} ± {spread_in_percent(average[1])}"
-
-
-def _render(template: str, **values: Any) -> str:
-    """Fill a template; everything is escaped but the figures, which are our own."""
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-        from markupsafe import Markup
-    except ImportError as error:
-        raise MissingExtraError(
-            "the report needs jinja2: pip install 'nan-merge[track]'"
-        ) from error
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["svg"] = Markup
-    return environment.get_template(template).render(values)

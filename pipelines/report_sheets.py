@@ -54,7 +54,10 @@ def baseline_sheet(results: RunResults, shown: Sequence[str] | None = None) -> S
         else "difference as if the two models had answered different samples. They answered the "
         "same ones, so this is conservative: the true error is smaller, as a rule. "
     )
-    caption += "A difference within two errors is not told apart from none by this table."
+    caption += (
+        "A difference within two errors is not told apart from none by this table; `nan-merge "
+        "compare` adds intervals and tests."
+    )
     if any(cell.spread == MISSING for line in lines for cell in line.cells):
         caption += UNKNOWN_ERRORS
     columns = ("average", "difference", "in errors")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -249,6 +249,6 @@ def _spread_rows(figure: Figure) -> None:
     engine.set(h_pad=0.09)
 
 
-def _hide_unused(axes: Sequence[Axes], used: int) -> None:
+def _hide_unused(axes: Iterable[Axes], used: int) -> None:
     for axis in list(axes)[used:]:
         axis.set_visible(False)

