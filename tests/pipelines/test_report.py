@@ -78,7 +78,7 @@ def test_names_are_text_and_never_markup(results, tmp_path):
 def test_what_one_types_is_set_as_code_and_stays_text(tiny):
     sheet = replace(results_sheet(tiny), caption="type `a <b>` & go")
     text = render(
-        "comparison.html.jinja", **dict.fromkeys(NAMES, ""), **dict.fromkeys(SHEETS, sheet)
+        "comparison.html.jinja", **dict.fromkeys(TEXTS, ""), **dict.fromkeys(SHEETS, sheet)
     )
     assert "type <code>a &lt;b&gt;</code> &amp; go" in text
 
