@@ -27,12 +27,14 @@ from nan_merge.methods.della import (
     della_row,
     della_ties,
 )
+from nan_merge.methods.fisher import FisherOptions, fisher
 from nan_merge.methods.method import Context, MergeMethod, TensorNorms
 from nan_merge.methods.model_stock import NAN_REFUSED as NAN_ON_MODEL_STOCK
 from nan_merge.methods.model_stock import ModelStockOptions, model_stock, model_stock_row
 from nan_merge.methods.nuslerp import NuslerpOptions, nuslerp, nuslerp_row
 from nan_merge.methods.passthrough import NAN_REFUSED as NAN_ON_PASSTHROUGH
 from nan_merge.methods.passthrough import PassthroughOptions, passthrough
+from nan_merge.methods.regmean import RegmeanOptions, regmean
 from nan_merge.methods.sce import SceOptions, sce, sce_row
 from nan_merge.methods.slerp import SlerpOptions, slerp
 from nan_merge.methods.task_arithmetic import (
@@ -139,6 +141,23 @@ METHODS: dict[str, MergeMethod] = {
         fewest_models=2,
         varies=sce_row,
     ),
+    "fisher": MergeMethod(
+        FisherOptions,
+        fisher,
+        paper="arXiv:2111.09832",
+        reads="fisher",
+        needs_base=False,
+        weights_sum_to_one=True,
+    ),
+    "regmean": MergeMethod(
+        RegmeanOptions,
+        regmean,
+        paper="arXiv:2212.09849",
+        unit="matrix",
+        reads="gram",
+        needs_base=False,
+        weights_sum_to_one=True,
+    ),
     "passthrough": MergeMethod(
         PassthroughOptions,
         passthrough,
@@ -163,6 +182,8 @@ MethodOptions = Annotated[
     | NuslerpOptions
     | ModelStockOptions
     | SceOptions
+    | FisherOptions
+    | RegmeanOptions
     | PassthroughOptions,
     Field(discriminator="name"),
 ]
