@@ -28,6 +28,9 @@ from nan_merge.methods.della import (
     della_ties,
 )
 from nan_merge.methods.fisher import FisherOptions, fisher
+from nan_merge.methods.isotropic import COST as ISO_COST
+from nan_merge.methods.isotropic import CTS_COST, IsoCOptions, IsoCtsOptions, iso_c, iso_cts
+from nan_merge.methods.matrices import SVD_COPIES
 from nan_merge.methods.method import Context, MergeMethod, TensorNorms
 from nan_merge.methods.model_stock import NAN_REFUSED as NAN_ON_MODEL_STOCK
 from nan_merge.methods.model_stock import ModelStockOptions, model_stock, model_stock_row
@@ -43,6 +46,10 @@ from nan_merge.methods.task_arithmetic import (
     task_arithmetic_program,
 )
 from nan_merge.methods.ties import TiesOptions, ties, ties_program, ties_row
+from nan_merge.methods.tsv import COST as TSV_COST
+from nan_merge.methods.tsv import TsvOptions, tsv
+from nan_merge.methods.wudi import COST as WUDI_COST
+from nan_merge.methods.wudi import WudiOptions, wudi
 
 METHODS: dict[str, MergeMethod] = {
     "average": MergeMethod(
@@ -155,8 +162,41 @@ METHODS: dict[str, MergeMethod] = {
         paper="arXiv:2212.09849",
         unit="matrix",
         reads="gram",
+        cost="a factorisation of one (inputs, inputs) matrix for every weight",
         needs_base=False,
         weights_sum_to_one=True,
+    ),
+    "tsv": MergeMethod(
+        TsvOptions,
+        tsv,
+        paper="arXiv:2412.00081",
+        unit="matrix",
+        copies=SVD_COPIES,
+        cost=TSV_COST,
+    ),
+    "iso_c": MergeMethod(
+        IsoCOptions,
+        iso_c,
+        paper="arXiv:2502.04959",
+        unit="matrix",
+        copies=SVD_COPIES,
+        cost=ISO_COST,
+    ),
+    "iso_cts": MergeMethod(
+        IsoCtsOptions,
+        iso_cts,
+        paper="arXiv:2502.04959",
+        unit="matrix",
+        copies=SVD_COPIES,
+        cost=CTS_COST,
+    ),
+    "wudi": MergeMethod(
+        WudiOptions,
+        wudi,
+        paper="arXiv:2503.08099",
+        unit="matrix",
+        copies=SVD_COPIES,
+        cost=WUDI_COST,
     ),
     "passthrough": MergeMethod(
         PassthroughOptions,
@@ -184,6 +224,10 @@ MethodOptions = Annotated[
     | SceOptions
     | FisherOptions
     | RegmeanOptions
+    | TsvOptions
+    | IsoCOptions
+    | IsoCtsOptions
+    | WudiOptions
     | PassthroughOptions,
     Field(discriminator="name"),
 ]
