@@ -11,10 +11,12 @@ from pathlib import Path
 
 from nan_merge.checkpoint import OPEN_CLIP_WEIGHTS, Checkpoint, layer_of
 from nan_merge.coefficients import check_num_layers
+from nan_merge.data_statistics import DataStatistics, statistics_of
 from nan_merge.dtypes import BY_LABEL, DType
 from nan_merge.errors import IncompatibleError, OutputError
 from nan_merge.json_file import read_json_table
 from nan_merge.lora import config_folder
+from nan_merge.methods import METHODS
 from nan_merge.missing import Missing, find_problems, missing_policy
 from nan_merge.problems import (
     Problems,
@@ -109,6 +111,7 @@ class MergePlan:
         tensors: What the result holds.
         shards: The same, by file.
         vocabulary: The result's rows and tokenizer, if tokenizers were compared.
+        statistics: What data said of each model, if the method reads it.
     """
 
     recipe: MergeRecipe
@@ -117,6 +120,13 @@ class MergePlan:
     tensors: tuple[AlignedTensor, ...]
     shards: tuple[ShardPlan, ...]
     vocabulary: Vocabulary | None = None
+    statistics: tuple[DataStatistics, ...] = ()
+
+    def data_statistics(self, names: Sequence[str]) -> dict[str, tuple[TensorInfo, ...]]:
+        """Name -> where each model's statistics of that tensor lie, for those that have them."""
+        tables = [each.checkpoint.tensors for each in self.statistics]
+        known = [name for name in names if tables and name in tables[0]]
+        return {name: tuple(table[name] for table in tables) for name in known}
 
     @property
     def reference(self) -> Checkpoint:
@@ -187,13 +197,17 @@ def find_plan(recipe: MergeRecipe) -> tuple[MergePlan | None, Problems]:
         attempt(problems, coefficients_from_headers, recipe, names, tensors)
         merged = [tensor.name for tensor in tensors if tensor.is_merged]
         attempt(problems, options_by_tensor, recipe.method, merged, len(models))
+    wanted, statistics = METHODS[recipe.method.name].reads, None
+    if whole and wanted is not None:
+        statistics = attempt(problems, statistics_of, recipe, wanted, tensors)
     dtype = BY_LABEL[recipe.dtype] if recipe.dtype else None
     if (base or models[0]).is_open_clips:
         shards: tuple[ShardPlan, ...] = (ShardPlan(OPEN_CLIP_WEIGHTS, tensors, dtype),)
     else:
         shards = tuple(pack_shards(tensors, dtype, recipe.shard_bytes))
     vocabulary = matched.vocabulary if matched else None
-    return MergePlan(recipe, base, tuple(models), tensors, shards, vocabulary), problems
+    plan = MergePlan(recipe, base, tuple(models), tensors, shards, vocabulary, statistics or ())
+    return plan, problems
 
 
 def _without_base(missing: Missing) -> Missing:
