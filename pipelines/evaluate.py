@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.backends.clip_checkpoints import CLIP_CONFIG, CLIP_WEIGHTS, TOWER_CONFIG
+from evaluators.clip_sets import CLIP_SETS
+from evaluators.clip_sets.prepare import clip_sample_cluster
 from evaluators.image_classification import (
+    HeadSpec,
     ImageBenchmark,
     ImageShard,
     classify_shard,
@@ -37,7 +40,7 @@ from pipelines.workers import Workers
 _head_digest = cache(head_digest)  # a run asks for the same ones model by model
 
 # Raise it when the evaluation code would give other heads or predictions from the same weights.
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def evaluate_candidates(
     batch_size: int,
     workers: Workers,
     part: Part = everything,
+    dtype: str = "float32",
 ) -> dict[tuple[str, str], Score]:
     """Scores on a part of the samples, by (candidate's name, benchmark's name).
 
@@ -73,12 +77,12 @@ def evaluate_candidates(
     sample_ids_of = cache(_read_sample_ids)
     work: list[tuple[Candidate, list[_Missing]]] = []
     for candidate in candidates:
-        model = _model_key(candidate, batch_size)
+        model = _model_key(candidate, batch_size, dtype)
         missing: list[_Missing] = []
         for benchmark in benchmarks:
             key = _predictions_key(model, benchmark, heads[benchmark.heads_path])
             path = predictions_path(candidate, benchmark.name)
-            write_image_info(path, _info(key, candidate, benchmark, batch_size))
+            write_image_info(path, _info(key, candidate, benchmark, batch_size, dtype))
             if read_key(path) == key:
                 continue
             journal = PredictionJournal(path, key, sample_ids_of(benchmark.data_path), Prediction)
@@ -88,7 +92,7 @@ def evaluate_candidates(
                 journal.finish()  # the earlier run was killed at this point
         if missing:
             work.append((candidate, missing))
-    _answer(work, workers)
+    _answer(work, workers, dtype)
     return {
         (candidate.name, benchmark.name): score_accuracy(
             benchmark.name, read_part(predictions_path(candidate, benchmark.name), part)
@@ -116,10 +120,13 @@ def tower_identity(folder: Path) -> dict[str, str]:
 
 
 def is_answered(
-    candidate: Candidate, benchmarks: Sequence[ImageBenchmark], batch_size: int
+    candidate: Candidate,
+    benchmarks: Sequence[ImageBenchmark],
+    batch_size: int,
+    dtype: str = "float32",
 ) -> bool:
     """Whether all of a candidate's predictions are there."""
-    heads, model = _heads_digests(benchmarks), _model_key(candidate, batch_size)
+    heads, model = _heads_digests(benchmarks), _model_key(candidate, batch_size, dtype)
     return all(
         read_key(predictions_path(candidate, each.name))
         == _predictions_key(model, each, heads[each.heads_path])
@@ -131,9 +138,9 @@ def _heads_digests(benchmarks: Sequence[ImageBenchmark]) -> dict[str, str]:
     return {path: digest_file(Path(path)) for path in {b.heads_path for b in benchmarks}}
 
 
-def _model_key(candidate: Candidate, batch_size: int) -> dict[str, Any]:
+def _model_key(candidate: Candidate, batch_size: int, dtype: str) -> dict[str, Any]:
     identity = candidate.identity or tower_identity(candidate.folder)
-    return {**identity, "batch_size": batch_size}  # sums of floats depend on it
+    return {**identity, "batch_size": batch_size, "dtype": dtype}  # sums depend on them
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,7 @@ class _Missing:
 
 
 def _info(
-    key: str, candidate: Candidate, benchmark: ImageBenchmark, batch_size: int
+    key: str, candidate: Candidate, benchmark: ImageBenchmark, batch_size: int, dtype: str
 ) -> ImageRecordInfo:
     return ImageRecordInfo(
         key=key,
@@ -153,7 +160,7 @@ def _info(
         benchmark=benchmark.name,
         data=benchmark.digest,
         heads=_head_digest(benchmark.heads_path, benchmark.name),
-        engine={**_code(), "batch_size": batch_size},
+        engine={**_code(), "batch_size": batch_size, "dtype": dtype},
     )
 
 
@@ -173,7 +180,7 @@ def predictions_path(candidate: Candidate, benchmark: str) -> Path:
     return candidate.predictions / f"{benchmark}.jsonl"
 
 
-def _answer(work: Sequence[tuple[Candidate, list[_Missing]]], workers: Workers) -> None:
+def _answer(work: Sequence[tuple[Candidate, list[_Missing]]], workers: Workers, dtype: str) -> None:
     if not work:
         return
     from cluster.actors import ModelJob
@@ -187,7 +194,7 @@ def _answer(work: Sequence[tuple[Candidate, list[_Missing]]], workers: Workers) 
             ModelJob(
                 label=candidate.name,
                 load=open_image_tower,
-                arguments=(str(candidate.folder),),
+                arguments=(str(candidate.folder), dtype),
                 work=classify_shard,
                 items=[shard for each in missing for shard in each.shards],
                 cost_of=lambda shard: shard.num_samples,
@@ -248,7 +255,7 @@ def image_benchmarks(
 
     Args:
         clip: Folder of the whole pretrained CLIP.
-        test_sets: Name -> ``.npz`` file.
+        test_sets: Name -> ``.npz`` file, or folder of prepared images.
         names: The benchmarks wanted, in the order of the table's columns.
         kept: Folder where heads are kept, each under a key of all that shaped it.
         workers: Where the heads are computed.
@@ -256,14 +263,25 @@ def image_benchmarks(
     Raises:
         CheckpointError: If the CLIP cannot be read.
     """
-    digests = {name: load_image_set(test_sets[name]).digest() for name in names}
-    key = _key({"clip": _digest_clip(clip), "data": digests})
-    heads = kept / f"heads-{key[:16]}.safetensors"
-    if not heads.is_file():
-        paths = {name: str(test_sets[name]) for name in names}
-        task = Task("text tower", write_heads, (str(clip), paths, str(heads)), 1)
+    sets = {name: load_image_set(test_sets[name]) for name in names}
+    made_with = _digest_clip(clip)
+    specs: dict[str, HeadSpec] = {}
+    for name, image_set in sets.items():
+        prompts = {"class_names": image_set.class_names, "templates": image_set.templates}
+        key = _key({"clip": made_with, **prompts})
+        output = str(kept / f"{name}-{key[:16]}.safetensors")
+        specs[name] = HeadSpec(name, image_set.class_names, image_set.templates, output)
+    missing = [spec for spec in specs.values() if not Path(spec.output).is_file()]
+    if missing:
+        task = Task("text tower", write_heads, (str(clip), missing), 1)
         workers.run_tasks("Zero-shot heads", [task])
     return [
-        ImageBenchmark(name, str(test_sets[name]), digests[name], str(heads), sample_cluster)
+        ImageBenchmark(
+            name,
+            str(test_sets[name]),
+            sets[name].digest(),
+            specs[name].output,
+            clip_sample_cluster if name in CLIP_SETS else sample_cluster,
+        )
         for name in names
     ]
