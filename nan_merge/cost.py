@@ -65,7 +65,7 @@ def list_passes(plan: MergePlan) -> list[Pass]:
 def _bytes_of_unhashed(plan: MergePlan) -> int:
     """Inputs with tensors that the merge leaves out are read once more, to be fingerprinted."""
     kept = {tensor.name for tensor in plan.tensors}
-    checkpoints = (plan.base, *plan.models) if plan.base else plan.models
+    checkpoints = plan.inputs
     return sum(
         _stored_bytes_of(tensor)
         for checkpoint in checkpoints
