@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from evaluators.answers import Answer
 from evaluators.profiles import Profile, ScorerName, Verdict
@@ -62,6 +62,7 @@ class BenchmarkScores:
             known of every answer.
         num_dropped_shots: Solved examples left out of prompts, in all.
         num_missing: Samples to which the model said nothing; see `Answer.is_missing`.
+        measures: The profile's own scores, by name.
     """
 
     benchmark: str
@@ -76,6 +77,7 @@ class BenchmarkScores:
     truncation_rate: float
     num_dropped_shots: int
     num_missing: int
+    measures: dict[str, Score] = field(default_factory=dict[str, Score])
 
 
 def judge(
@@ -127,6 +129,7 @@ def score_benchmark(
         truncation_rate=truncation_rate(outcomes),
         num_dropped_shots=sum(each.answer.num_dropped_shots for each in outcomes),
         num_missing=sum(each.answer.is_missing for each in outcomes),
+        measures=profile.measures(outcomes) if profile.measures is not None else {},
     )
 
 
