@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from evaluators.extraction import without_markup
 from evaluators.extraction_numbers import boxed_text
 
-_STATED = r"(?i:\banswer\s*(?:is|:)\s*:?|\banswer\s+should\s+be\s*:?|答案(?:是|为)?\s*[：:]?)"
+_STATED = r"(?i:\banswer>?\s*(?:is|:)\s*:?|\banswer\s+should\s+be\s*:?|答案(?:是|为)?\s*[：:]?)"
 _LAST_TOKENS = 5
 _SHORT = 2
 """Texts of options that are no longer are not looked for inside an answer."""
@@ -90,7 +90,7 @@ def chosen_label(text: str, labels: Sequence[str], options: Sequence[str]) -> st
     options are single letters themselves. A letter that merely occurs somewhere is no answer.
     """
     span = stated_span(text)
-    is_stated = span != text.strip()
+    is_stated = span != without_markup(text).strip()
     for place, stated in ((span, is_stated), (text.strip(), False)):
         if (found := _leading_label(place, labels, options, stated)) is not None:
             return found
@@ -112,6 +112,7 @@ def stated_span(text: str) -> str:
     """What an answer states last: in a box, or behind "answer is"; all of it if it states none."""
     if (boxed := boxed_text(text)) is not None:
         return boxed
+    text = without_markup(text)
     stated = list(re.finditer(_STATED, text))
     return text[stated[-1].end() :].strip() if stated else text.strip()
 

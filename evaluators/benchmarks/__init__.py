@@ -1,4 +1,4 @@
-"""Benchmarks of language and vision-language models: how each reads its data and asks its questions."""
+"""Benchmarks of language models, some of which see: how each reads its data and asks."""
 
 from __future__ import annotations
 
@@ -7,15 +7,7 @@ from evaluators.profiles import Profile
 
 PROFILES: dict[tuple[str, str], Profile] = {
     (profile.benchmark, profile.name): profile
-    for profile in (
-        *mmlu.PROFILES,
-        *ceval.PROFILES,
-        *bbh.PROFILES,
-        *gsm8k.PROFILES,
-        *mathvista.PROFILES,
-        *wemath.PROFILES,
-        *ai2d.PROFILES,
-        *geoqa.PROFILES,
-    )
+    for module in (mmlu, ceval, bbh, gsm8k, mathvista, wemath, ai2d, geoqa)
+    for profile in module.PROFILES
 }
 """Every profile by the names of its benchmark and its own."""

@@ -30,7 +30,7 @@ from nan_merge.errors import DataError, MissingExtraError
 
 MOST_REFERENCE = 64
 """A cell of so many characters is the index of another row and not a picture."""
-OnPicture = Callable[[str, bytes], None]
+OnPicture = Callable[[str, bytes], object]
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,11 @@ def _json_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     if path.suffix == ".jsonl":
         return read_json_lines(path)
     content = read_json(path)
-    records = content.values() if isinstance(content, dict) else content
+    records: list[Any] = list(content.values()) if isinstance(content, dict) else content
+    if not isinstance(content, dict | list):
+        raise DataError(f"{path}: expected a list of objects such as {{...}}")
     found: list[tuple[str, dict[str, Any]]] = []
-    for number, record in enumerate(records if hasattr(records, "__iter__") else (), 1):
+    for number, record in enumerate(records, 1):
         if not isinstance(record, dict):
             raise DataError(f"{path}: row {number}: expected an object such as {{...}}")
         found.append((f"{path}: row {number}", record))
