@@ -10,6 +10,7 @@ from evaluators.answers import Answer
 from evaluators.profiles import Profile, ScorerName, Verdict
 from evaluators.samples import Sample
 from evaluators.scores import Score, score_accuracy, score_weighted
+from nan_merge.errors import ConfigError
 
 METRIC = "accuracy"
 
@@ -86,8 +87,14 @@ def judge(
     """The verdict on every answer, in the order of the answers; each is judged on its own.
 
     Raises:
+        ConfigError: If the profile has no such scorer.
         KeyError: If an answer is to no sample of these.
     """
+    if scorer not in profile.scorers:
+        raise ConfigError(
+            f"{profile.benchmark}/{profile.name} has no scorer {scorer}, only "
+            f"{', '.join(profile.scorers)}."
+        )
     by_id = {sample.id: sample for sample in samples}
     verdict_on = profile.scorers[scorer]
     outcomes: list[Outcome] = []

@@ -19,9 +19,10 @@ from evaluators.benchmarks.picture_questions import (
     picture_sample,
     refuse_repeated,
 )
-from evaluators.benchmarks.picture_tables import PictureRow, find_file, read_picture_rows
+from evaluators.benchmarks.picture_tables import OnPicture, PictureRow, find_file, read_picture_rows
 from evaluators.benchmarks.upstreams import vlmevalkit
 from evaluators.extraction_pictures import chosen_label, vlmeval_option
+from evaluators.pictures import open_header
 from evaluators.profiles import Decoding, Profile, Scorer, ScorerName
 from evaluators.samples import Sample
 from evaluators.scorers import chosen_option
@@ -33,8 +34,12 @@ UNMASKED = "AI2D_TEST_NO_MASK.tsv"
 NUM_SAMPLES = 3_088
 
 
-def read_rows(folder: Path) -> list[PictureRow]:
+def read_rows(folder: Path, check: OnPicture = open_header) -> list[PictureRow]:
     """The questions of a data folder in one of its layouts.
+
+    Args:
+        folder: Of the data.
+        check: Called with the place and the bytes of every picture.
 
     Raises:
         DataError: If there is none, it is the version without masks, or something is damaged.
@@ -45,7 +50,7 @@ def read_rows(folder: Path) -> list[PictureRow]:
             f"{folder / UNMASKED}: its diagrams are not masked, which makes the questions easier; "
             f"scores do not compare with those on {FILES[0]}. Fetch that one."
         )
-    return read_picture_rows(find_file(folder, FILES, BENCHMARK), "image")
+    return read_picture_rows(find_file(folder, FILES, BENCHMARK), "image", check)
 
 
 def read_samples(folder: Path, form: str = "llava") -> list[Sample]:

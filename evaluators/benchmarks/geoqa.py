@@ -9,6 +9,7 @@ choices. Where G-LLaVA's test set comes from is disputed (G-LLaVA issue 19).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from evaluators.benchmarks.files import read_json_lines
@@ -20,9 +21,10 @@ from evaluators.benchmarks.picture_questions import (
     picture_sample,
     refuse_repeated,
 )
-from evaluators.benchmarks.picture_tables import PictureRow, find_file, read_picture_rows
+from evaluators.benchmarks.picture_tables import OnPicture, PictureRow, find_file, read_picture_rows
 from evaluators.benchmarks.upstreams import gllava
 from evaluators.extraction_pictures import chosen_label, gllava_option
+from evaluators.pictures import open_header
 from evaluators.profiles import Decoding, Profile, Scorer, ScorerName
 from evaluators.samples import Sample
 from evaluators.scorers import chosen_option
@@ -37,16 +39,24 @@ _ENDING = (
 )
 
 
-def read_rows(folder: Path) -> list[PictureRow]:
+def read_rows(folder: Path, check: OnPicture = open_header) -> list[PictureRow]:
     """The questions of a data folder in one of its layouts, each with its letter as ``answer``.
+
+    Args:
+        folder: Of the data.
+        check: Called with the place and the bytes of every picture.
 
     Raises:
         DataError: If there is none, or something in it is damaged; if a question has no answer.
     """
     (path, *_) = find_file(folder, (TABLE, QUESTIONS), BENCHMARK)
-    rows = read_picture_rows([path], "image")
+    rows = read_picture_rows([path], "image", check)
     if path.name == TABLE:
         return rows
+    return _with_answers(path, rows)
+
+
+def _with_answers(path: Path, rows: Sequence[PictureRow]) -> list[PictureRow]:
     answers = {
         str(record.get("question_id")): str(record.get("text") or "")
         for _, record in read_json_lines(path.with_name(ANSWERS))

@@ -24,9 +24,10 @@ from evaluators.benchmarks.picture_questions import (
     picture_sample,
     refuse_repeated,
 )
-from evaluators.benchmarks.picture_tables import PictureRow, find_file, read_picture_rows
+from evaluators.benchmarks.picture_tables import OnPicture, PictureRow, find_file, read_picture_rows
 from evaluators.benchmarks.upstreams import mathvista
 from evaluators.extraction_pictures import chosen_label, stated_list, stated_value
+from evaluators.pictures import open_header
 from evaluators.profiles import Decoding, Profile, Verdict
 from evaluators.samples import Sample
 from nan_merge.errors import DataError
@@ -47,15 +48,19 @@ _HINTS = {
 }
 
 
-def read_rows(folder: Path) -> list[PictureRow]:
+def read_rows(folder: Path, check: OnPicture = open_header) -> list[PictureRow]:
     """The questions of a data folder in one of its layouts.
+
+    Args:
+        folder: Of the data.
+        check: Called with the place and the bytes of every picture.
 
     Raises:
         DataError: If there is none, or something in it is damaged.
     """
     paths = find_file(folder, FILES, BENCHMARK)
     column = "decoded_image" if paths[0].suffix == ".parquet" else "image"
-    return read_picture_rows(paths, column)
+    return read_picture_rows(paths, column, check)
 
 
 def read_samples(folder: Path) -> list[Sample]:

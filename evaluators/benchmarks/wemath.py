@@ -19,10 +19,11 @@ from evaluators.benchmarks.picture_questions import (
     refuse_repeated,
     share_of,
 )
-from evaluators.benchmarks.picture_tables import PictureRow, find_file, read_picture_rows
+from evaluators.benchmarks.picture_tables import OnPicture, PictureRow, find_file, read_picture_rows
 from evaluators.benchmarks.upstreams import wemath
 from evaluators.benchmarks.wemath_measures import MULTI, four_dimensions, problems_of
 from evaluators.extraction_pictures import chosen_label, wemath_option
+from evaluators.pictures import open_header
 from evaluators.profiles import Decoding, Judged, Profile
 from evaluators.samples import Sample
 from evaluators.scorers import chosen_option
@@ -49,13 +50,17 @@ _FORMAT = (
 )
 
 
-def read_rows(folder: Path) -> list[PictureRow]:
+def read_rows(folder: Path, check: OnPicture = open_header) -> list[PictureRow]:
     """The questions of a data folder in one of its layouts.
+
+    Args:
+        folder: Of the data.
+        check: Called with the place and the bytes of every picture.
 
     Raises:
         DataError: If there is none, or something in it is damaged.
     """
-    return read_picture_rows(find_file(folder, FILES, BENCHMARK), "image_path")
+    return read_picture_rows(find_file(folder, FILES, BENCHMARK), "image_path", check)
 
 
 def read_samples(folder: Path) -> list[Sample]:
