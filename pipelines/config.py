@@ -23,7 +23,9 @@ from nan_merge.recipe import (
     CoefficientSpec,
     MergeRecipe,
     Method,
+    MissingPolicy,
     ModelReference,
+    ModuleSource,
     OutputDtype,
 )
 from nan_merge.schema import StrictModel
@@ -100,6 +102,12 @@ class MergeEntry(StrictModel):
     """As in a recipe."""
     tokenizer: str | None = "base"
     """As in a recipe."""
+    modules: dict[str, ModuleSource] = Field(default_factory=dict)
+    """As in a recipe."""
+    missing: MissingPolicy | dict[str, MissingPolicy] = "error"
+    """As in a recipe."""
+    config: str = "base"
+    """As in a recipe."""
     models: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Names of those of the run's models that are merged; all if absent."""
     adamerging: AdamergingRecipe | None = None
@@ -124,6 +132,9 @@ class MergeEntry(StrictModel):
             coefficients=self.coefficients,
             dtype=self.dtype,
             tokenizer=self.tokenizer,
+            modules=self.modules,
+            missing=self.missing,
+            config=self.config,
             seed=seed,
         )
 
