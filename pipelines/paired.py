@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Places = NDArray[np.intp]
+from evaluators.clustered_means import ClusteredMeans, Floats, Places
 
 FEW_DISCORDANT = 10
 """With fewer samples on which the models disagree, their design effect cannot be estimated."""
@@ -141,66 +140,31 @@ def joined(parts: list[tuple[Pairs, NDArray[np.str_]]]) -> Pairs:
 def difference_of(pairs: Pairs) -> Difference:
     """The difference of scores with its standard error over clusters.
 
-    The error is that of `evaluators.scores.score_weighted` with differences of outcomes: for strata
-    s of weight w_s, n_s samples and G_s clusters, sqrt(sum_g r_g^2) with the residuals
-    r_g = sum_s w_s / n_s sqrt(G_s / (G_s - 1)) sum_{i in g, s} (x_i - mean_s) (Liang and Zeger
-    1986; Cochran, Sampling Techniques, section 5.4; Miller, arXiv 2411.00640, section 4.2).
+    The error is that of `ClusteredMeans`, of differences of outcomes.
 
     Raises:
         ValueError: If there are no samples, or a stratum has none.
     """
-    spread = _Spread(pairs)
-    value, error = spread.mean(pairs.differences)
-    reference, of_baseline = spread.mean(pairs.baseline.astype(np.float64))
+    means = ClusteredMeans(pairs.stratum, pairs.cluster, pairs.weights)
+    value, error = means.of(pairs.differences)
+    reference, of_baseline = means.of(pairs.baseline.astype(np.float64))
     num_clusters = len(np.unique(pairs.cluster))
     found = Difference(
         value=value,
         standard_error=error,
-        candidate=spread.mean(pairs.candidate.astype(np.float64))[0],
+        candidate=means.of(pairs.candidate.astype(np.float64))[0],
         baseline=reference,
         num_samples=len(pairs.stratum),
         num_clusters=num_clusters,
         num_strata=len(pairs.weights),
         freedom=max(1, num_clusters - len(cluster_groups(pairs))),
-        won=spread.mean((pairs.candidate & ~pairs.baseline).astype(np.float64))[0],
-        lost=spread.mean((pairs.baseline & ~pairs.candidate).astype(np.float64))[0],
+        won=means.of((pairs.candidate & ~pairs.baseline).astype(np.float64))[0],
+        lost=means.of((pairs.baseline & ~pairs.candidate).astype(np.float64))[0],
         num_won=pairs.num_won,
         num_lost=pairs.num_lost,
         effective_samples=math.nan,
     )
     return replace(found, effective_samples=_effective_samples(pairs, found, of_baseline))
-
-
-class _Spread:
-    """Means over strata of any values of the same samples, with their errors over clusters."""
-
-    def __init__(self, pairs: Pairs) -> None:
-        num_strata = len(pairs.weights)
-        self.pairs = pairs
-        self.sizes = np.bincount(pairs.stratum, minlength=num_strata)
-        if not len(pairs.stratum) or not self.sizes.all():
-            raise ValueError("there are no samples to compare")
-        counts = np.bincount(_cells(pairs).stratum, minlength=num_strata)
-        self.lone = counts == 1
-        self.factors = np.sqrt(counts / np.maximum(counts - 1, 1)) * ~self.lone
-
-    def mean(self, values: Floats) -> tuple[float, float]:
-        """Weighted mean and its error; nan where exactly one stratum has a single cluster."""
-        pairs, stratum = self.pairs, self.pairs.stratum
-        means = np.bincount(stratum, weights=values, minlength=len(self.sizes)) / self.sizes
-        parts = (pairs.weights / self.sizes * self.factors)[stratum] * (values - means[stratum])
-        residuals = np.bincount(pairs.cluster, weights=parts)
-        square = math.fsum(residuals**2) + self._between_lone(means)
-        return math.fsum(pairs.weights * means), math.sqrt(square)
-
-    def _between_lone(self, means: Floats) -> float:
-        """Squared error of strata of one cluster each, as if drawn from one stratum."""
-        weights, means = self.pairs.weights[self.lone], means[self.lone]
-        if len(weights) < 2:
-            return math.nan if len(weights) else 0.0
-        centre = (weights * means).sum() / weights.sum()
-        squares = ((weights * (means - centre)) ** 2).sum()
-        return float(squares * len(weights) / (len(weights) - 1))
 
 
 def cluster_groups(pairs: Pairs) -> list[Places]:
