@@ -12,7 +12,7 @@ from evaluators.clustered_means import ClusteredMeans, numbered
 
 
 class ScoredSample(Protocol):
-    """One sample and whether it was answered right: an image's `Prediction`, or an `Outcome`."""
+    """One sample and what its answer is worth: an image's `Prediction`, or an `Outcome`."""
 
     @property
     def sample_id(self) -> str:
@@ -25,8 +25,8 @@ class ScoredSample(Protocol):
         ...
 
     @property
-    def is_correct(self) -> bool:
-        """Whether the answer is right."""
+    def credit(self) -> float:
+        """What the answer adds to a score, in [0, 1]."""
         ...
 
 
@@ -53,7 +53,7 @@ class Score:
 def score_accuracy(
     benchmark: str, predictions: Sequence[ScoredSample], metric: str = "top1"
 ) -> Score:
-    """Share of right answers and its standard error.
+    """Share of right answers, or mean of credits, and its standard error.
 
     With clusters g of samples and residuals r, the error is sqrt(sum_g (sum_{i in g} r_i)^2) / n,
     times sqrt(G / (G - 1)) for G clusters; with one sample a cluster this is the usual error of a
@@ -84,7 +84,7 @@ def score_average(predictions: Mapping[str, Sequence[ScoredSample]], metric: str
 
 
 def _outcomes(predictions: Sequence[ScoredSample]) -> list[tuple[str, float]]:
-    return [(each.cluster_id, float(each.is_correct)) for each in predictions]
+    return [(each.cluster_id, each.credit) for each in predictions]
 
 
 def _mean_score(
