@@ -229,7 +229,7 @@ def _compare_all(
 def _score(outcomes: Outcomes) -> float:
     """Unweighted mean over subsets."""
     _, subset = np.unique(outcomes.subsets, return_inverse=True)
-    return float(np.mean(np.bincount(subset, weights=outcomes.right) / np.bincount(subset)))
+    return float(np.mean(np.bincount(subset, weights=outcomes.credits) / np.bincount(subset)))
 
 
 def _with_ranks(models: Sequence[ComparedModel], benchmarks: Sequence[str]) -> list[ComparedModel]:
@@ -277,13 +277,13 @@ def _flips(outcomes: Mapping[str, Mapping[str, Outcomes]], baseline: str) -> lis
     for model, answers in outcomes.items():
         for name, each in answers.items() if model != baseline else ():
             other = outcomes[baseline][name]
-            for place in np.flatnonzero(each.right != other.right):
+            for place in np.flatnonzero(each.credits != other.credits):
                 found.append(
                     Flip(
                         benchmark=name,
                         sample_id=str(each.sample_ids[place]),
                         model=model,
-                        won=bool(each.right[place]),
+                        won=bool(each.credits[place] > other.credits[place]),
                         answer=each.answers[place],
                         baseline_answer=other.answers[place],
                         gold=each.golds[place],
