@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nan_merge.checkpoint import open_checkpoint
+from nan_merge.cost import list_passes, memory_ceiling
 from nan_merge.errors import CheckpointError, CoefficientError, ConfigError, IncompatibleError
 from nan_merge.fingerprint import fingerprint
 from nan_merge.manifest import read_manifest
@@ -334,3 +335,25 @@ def test_other_statistics_are_another_merge(model, pair, tmp_path):
     assert first["merge_key"] != second["merge_key"]
     averages = [merged(pair, "average", tmp_path / name)[1]["merge_key"] for name in "ab"]
     assert averages[0] == averages[1]  # which reads none
+
+
+def test_passes_and_memory_count_what_the_statistics_take(model, tmp_path):
+    shape = (40, 30)
+    models = [
+        model(n, {"w": random(*shape, seed=s)}, "gram", {"w": torch.eye(30)})
+        for s, n in enumerate(NAMES)
+    ]
+    opened = plan_merge(MergeRecipe.model_validate({"models": models, "method": "regmean"}))
+    passes = {each.label: each.read_bytes for each in list_passes(opened)}
+    weights, grams = 2 * 40 * 30 * 4, 2 * 30 * 30 * 4
+    # The models were hashed when their statistics were written; these have not been yet.
+    assert passes == {"merge": weights + grams, "fingerprints": grams}
+    averaged = plan_merge(MergeRecipe.model_validate({"models": models, "method": "average"}))
+    assert [each.label for each in list_passes(averaged)] == ["merge"]
+    without = [{key: value for key, value in m.items() if key != "statistics"} for m in models]
+    recipe = {"base": models[0]["path"], "models": without, "method": "breadcrumbs"}
+    more = memory_ceiling(opened, 1) - memory_ceiling(
+        plan_merge(MergeRecipe.model_validate(recipe)), 1
+    )
+    gram_space = 2 * 30 * 30 * 8 + (5 * 30 * 30 + 4 * 40 * 30) * 8
+    assert more == gram_space - 40 * 30 * (4 + 4)  # breadcrumbs reads a base, too
