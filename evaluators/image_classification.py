@@ -152,28 +152,22 @@ def head_digest(heads_path: str, benchmark: str) -> str:
         return hashlib.sha256(file.get_tensor(benchmark).numpy().tobytes()).hexdigest()
 
 
-def open_image_tower(folder: str, dtype: str = "float32") -> ImageTower:
-    """Load a checkpoint of an image tower: onto this process' GPU, or onto one thread of it.
+def open_image_towers(folders: Sequence[str], dtype: str = "float32") -> list[ImageTower]:
+    """Load checkpoints of image towers: onto this process' GPU, or onto one thread of it.
 
     Args:
-        folder: The checkpoint.
-        dtype: What it computes in: ``float32``, ``bfloat16`` or ``auto``.
+        folders: The checkpoints.
+        dtype: What they compute in: ``float32``, ``bfloat16`` or ``auto``.
     """
     import torch
 
     torch.set_num_threads(1)  # one worker per core: more threads would only wait for each other
-    tower = load_image_tower(Path(folder))
-    return place_tower(tower, "cuda" if torch.cuda.is_available() else "cpu", dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return [place_tower(load_image_tower(Path(folder)), device, dtype) for folder in folders]
 
 
-def classify_shard(tower: ImageTower, shard: ImageShard) -> list[Prediction]:
-    """Classify the images of a shard."""
-    (answers,) = classify_with_all([tower], shard)
-    return answers
-
-
-def classify_with_all(towers: Sequence[ImageTower], shard: ImageShard) -> list[list[Prediction]]:
-    """Classify the images of a shard with several towers, which are read and normalised once.
+def classify_shard(towers: Sequence[ImageTower], shard: ImageShard) -> list[list[Prediction]]:
+    """Classify the images of a shard with each tower; the images are read and normalised once.
 
     Raises:
         EvaluationError: If the head was made for other towers, or a result is not finite.

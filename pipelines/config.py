@@ -157,6 +157,9 @@ class Evaluate(StrictModel):
     """Images that go through a model at once."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     """What image towers compute in; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    models_at_once: int = Field(default=1, ge=1)
+    """Image towers that share an actor, and one reading of the images; more than 1 saves time
+    where images come from slow storage, and costs memory."""
     backend: Backend = BackendSpec()
     """What language models run on: a name, or `{name: ..., dtype: ...}`."""
     engine: Engine = EngineSpec()

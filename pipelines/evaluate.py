@@ -21,7 +21,7 @@ from evaluators.image_classification import (
     classify_shard,
     head_digest,
     image_shards,
-    open_image_tower,
+    open_image_towers,
     write_heads,
 )
 from evaluators.image_sets import load_image_set
@@ -68,14 +68,16 @@ def evaluate_candidates(
     workers: Workers,
     part: Part = everything,
     dtype: str = "float32",
+    models_at_once: int = 1,
 ) -> dict[tuple[str, str], Score]:
     """Scores on a part of the samples, by (candidate's name, benchmark's name).
 
     All samples are answered, but only what no earlier run answered is asked for, shard by shard.
+    ``models_at_once`` share one reading of the images, and the memory of one actor.
     """
     heads = _heads_digests(benchmarks)
     sample_ids_of = cache(_read_sample_ids)
-    work: list[tuple[Candidate, list[_Missing]]] = []
+    work: list[_Work] = []
     for candidate in candidates:
         model = _model_key(candidate, batch_size, dtype)
         missing: list[_Missing] = []
@@ -92,7 +94,7 @@ def evaluate_candidates(
                 journal.finish()  # the earlier run was killed at this point
         if missing:
             work.append((candidate, missing))
-    _answer(work, workers, dtype)
+    _answer(work, workers, dtype, models_at_once)
     return {
         (candidate.name, benchmark.name): score_accuracy(
             benchmark.name, read_part(predictions_path(candidate, benchmark.name), part)
@@ -151,6 +153,9 @@ class _Missing:
     shards: list[ImageShard]
 
 
+_Work = tuple[Candidate, list[_Missing]]
+
+
 def _info(
     key: str, candidate: Candidate, benchmark: ImageBenchmark, batch_size: int, dtype: str
 ) -> ImageRecordInfo:
@@ -180,32 +185,51 @@ def predictions_path(candidate: Candidate, benchmark: str) -> Path:
     return candidate.predictions / f"{benchmark}.jsonl"
 
 
-def _answer(work: Sequence[tuple[Candidate, list[_Missing]]], workers: Workers, dtype: str) -> None:
+def _answer(work: Sequence[_Work], workers: Workers, dtype: str, models_at_once: int) -> None:
     if not work:
         return
     from cluster.actors import ModelJob
 
     journals: dict[tuple[str, str], PredictionJournal[Prediction]] = {}
+    names: dict[str, list[str]] = {}
     jobs: list[ModelJob] = []
-    for candidate, missing in work:
-        for each in missing:
-            journals[candidate.name, each.shards[0].benchmark.name] = each.journal
+    for group in _groups(work, models_at_once):
+        candidates = [candidate for candidate, _ in group]
+        for candidate, missing in group:
+            for each in missing:
+                journals[candidate.name, each.shards[0].benchmark.name] = each.journal
+        label = ", ".join(candidate.name for candidate in candidates)
+        names[label] = [candidate.name for candidate in candidates]
         jobs.append(
             ModelJob(
-                label=candidate.name,
-                load=open_image_tower,
-                arguments=(str(candidate.folder), dtype),
+                label=label,
+                load=open_image_towers,
+                arguments=([str(candidate.folder) for candidate in candidates], dtype),
                 work=classify_shard,
-                items=[shard for each in missing for shard in each.shards],
+                items=[shard for each in group[0][1] for shard in each.shards],
                 cost_of=lambda shard: shard.num_samples,
             )
         )
 
-    def keep(job: ModelJob, shard: ImageShard, predictions: list[Prediction]) -> None:
-        journals[job.label, shard.benchmark.name].keep(predictions)
+    def keep(job: ModelJob, shard: ImageShard, answers: list[list[Prediction]]) -> None:
+        for name, predictions in zip(names[job.label], answers, strict=True):
+            journals[name, shard.benchmark.name].keep(predictions)
 
-    name = f"Evaluating {len(jobs)} models"
-    workers.serve_models(name, jobs, keep, samples_of=lambda shard: shard.num_samples)
+    stage = f"Evaluating {len(work)} models"
+    workers.serve_models(stage, jobs, keep, samples_of=lambda shard: shard.num_samples)
+
+
+def _groups(work: Sequence[_Work], size: int) -> list[list[_Work]]:
+    """Candidates that have the same shards to answer, at most so many together."""
+    alike: dict[tuple[str, ...], list[_Work]] = {}
+    for candidate, missing in work:
+        shards = tuple(str(shard) for each in missing for shard in each.shards)
+        alike.setdefault(shards, []).append((candidate, missing))
+    return [
+        group[start : start + size]
+        for group in alike.values()
+        for start in range(0, len(group), size)
+    ]
 
 
 def _predictions_key(model: Mapping[str, Any], benchmark: ImageBenchmark, heads: str) -> str:

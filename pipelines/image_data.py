@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluators.clip_sets import find_clip_set
+from evaluators.clip_sets import CLIP_SETS, find_clip_set
 from evaluators.clip_sets.layouts import list_images, set_folder
 from evaluators.clip_sets.listing import Listing, named
 from evaluators.clip_sets.prepare import (
@@ -19,6 +19,9 @@ from evaluators.clip_sets.prepare import (
 from nan_merge.errors import ConfigError, DataError
 from nan_merge.publish import publish_folder
 from nan_merge.tasks import Task
+from pipelines.config import RunConfig
+from pipelines.experts import data_folder, prepare_sets
+from pipelines.image_towers import image_size
 from pipelines.language_benchmarks import DATA_VARIABLE, named_folder
 from pipelines.workers import Workers
 
@@ -34,6 +37,29 @@ class PreparedSets:
 
     paths: dict[str, Path]
     notes: tuple[str, ...]
+
+
+def prepare_image_sets(
+    config: RunConfig, names: Sequence[str], split: str, clip: Path, workers: Workers
+) -> PreparedSets:
+    """The images of a run's tasks, made here or found in the folder of data.
+
+    Args:
+        config: The run.
+        names: Of image tasks, all of one kind.
+        split: ``train`` or ``test``.
+        clip: Folder of the whole pretrained CLIP, for whose size images are prepared.
+        workers: Where it is done.
+
+    Raises:
+        ConfigError: If no folder of data is named.
+        DataError: If a set is missing, or has classes or images that cannot be used; all are named.
+        OutputError: If the disk is full or not writable.
+    """
+    kept = data_folder(config.cache)
+    if not any(name in CLIP_SETS for name in names):
+        return PreparedSets(prepare_sets(names, split, config.seed, kept, workers), ())
+    return prepare_clip_sets(names, image_size(clip), config.evaluate.data, kept, workers, split)
 
 
 def prepare_clip_sets(

@@ -25,9 +25,9 @@ from pipelines.config import MULTITASK, PRETRAINED, MergeEntry, RunConfig
 from pipelines.data_statistics import gather_statistics, with_statistics
 from pipelines.evaluate import Candidate
 from pipelines.events import EVENTS_NAME, EventLog
-from pipelines.experts import data_folder, prepare_sets, train_experts
-from pipelines.image_data import prepare_clip_sets
-from pipelines.image_towers import image_size, prepare_towers
+from pipelines.experts import train_experts
+from pipelines.image_data import prepare_image_sets
+from pipelines.image_towers import prepare_towers
 from pipelines.interrupt import noticing_interrupts
 from pipelines.language_experts import train_language_models
 from pipelines.language_workers import with_model_resources
@@ -187,19 +187,10 @@ def _find_models(config: RunConfig, workers: Workers) -> RunModels:
     else:
         towers = prepare_towers(config, workers)
         models = RunModels(towers.base, towers.models, towers.clip)
-    return _with_images(models, config, workers)
-
-
-def _with_images(models: RunModels, config: RunConfig, workers: Workers) -> RunModels:
-    """The same with the images that all models are scored on."""
-    wanted, kept = config.evaluate, data_folder(config.cache)
-    if not wanted.clip_sets:
-        test_sets = prepare_sets(wanted.image_tasks, "test", config.seed, kept, workers)
-        return replace(models, test_sets=test_sets)
     assert models.clip is not None, "image towers come with a CLIP"
-    size = image_size(models.clip)
-    prepared = prepare_clip_sets(wanted.clip_sets, size, wanted.data, kept, workers)
-    return replace(models, test_sets=prepared.paths, notes=prepared.notes)
+    tasks = config.evaluate.image_tasks
+    images = prepare_image_sets(config, tasks, "test", models.clip, workers)
+    return replace(models, test_sets=images.paths, notes=images.notes)
 
 
 def merge_all(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluators.image_sets import load_image_set
+from evaluators.scores import Score
 from nan_merge.recipe import MergeRecipe
 from pipelines.collect import ScoredModels, at_chance, result_rows, with_averages
 from pipelines.config import RunConfig
@@ -64,20 +65,26 @@ def open_scoring(config: RunConfig, models: RunModels, workers: Workers) -> Scor
 
 def _image_scoring(config: RunConfig, models: RunModels, workers: Workers) -> Scoring:
     assert models.clip is not None, "checked before anything ran"
-    names, heads = config.evaluate.image_tasks, config.cache / "heads"
-    batch_size, dtype = config.evaluate.batch_size, config.evaluate.dtype
+    wanted = config.evaluate
+    names, heads = wanted.image_tasks, config.cache / "heads"
+    batch_size, dtype, at_once = wanted.batch_size, wanted.dtype, wanted.models_at_once
     benchmarks = image_benchmarks(models.clip, models.test_sets, names, heads, workers)
 
     sizes = {
         each.name: len(load_image_set(Path(each.data_path)).class_names) for each in benchmarks
     }
 
+    def score(candidates: Sequence[Candidate], part: Part) -> dict[tuple[str, str], Score]:
+        return evaluate_candidates(
+            candidates, benchmarks, batch_size, workers, part, dtype, at_once
+        )
+
     def values(candidates: Sequence[Candidate], part: Part) -> Values:
-        scores = evaluate_candidates(candidates, benchmarks, batch_size, workers, part, dtype)
+        scores = score(candidates, part)
         return {place: score.value for place, score in scores.items()}
 
     def collect(merges: Merges, candidates: Sequence[Candidate], part: Part) -> ScoredModels:
-        scores = evaluate_candidates(candidates, benchmarks, batch_size, workers, part, dtype)
+        scores = score(candidates, part)
         recipes = [(name, recipe) for name, recipe, _ in merges]
         return ScoredModels(
             rows=result_rows(scores, names, models.models, recipes),

@@ -13,6 +13,7 @@ fine-tuning it in transformers leaves the projection as it was.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,13 @@ from typing import Any
 
 from torch import Tensor
 
-from evaluators.backends.clip import Clip, ImageTower, import_open_clip, new_clip
+from evaluators.backends.clip import (
+    Clip,
+    ImageTower,
+    import_open_clip,
+    model_config_path,
+    new_clip,
+)
 from evaluators.backends.clip_architecture import describe_tower, open_clip_config
 from evaluators.backends.clip_checkpoints import (
     CLIP_CONFIG,
@@ -83,18 +90,20 @@ def open_source(path: str, backbone: str | None = None) -> ClipSource:
     source = _identify(checkpoint, path, backbone)
     if backbone is not None:
         wanted = known_config(backbone)
-        compare_towers(source, wanted, f"{backbone} of open_clip")
+        compare_towers(source, wanted, f"`backbone`, {backbone},")
     return source
 
 
 def known_config(backbone: str) -> dict[str, Any]:
-    """open_clip's config of a model that it knows by name.
+    """open_clip's config of a model that it, or this package, knows by name.
 
     Raises:
-        ConfigError: If it does not.
+        ConfigError: If neither does.
     """
     from nan_merge.config_messages import did_you_mean
 
+    if (own := model_config_path(backbone)).is_file():
+        return json.loads(own.read_text(encoding="utf-8"))
     open_clip = import_open_clip()
     config = open_clip.get_model_config(backbone)
     if config is None:

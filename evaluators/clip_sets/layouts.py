@@ -58,7 +58,7 @@ def list_images(clip_set: ClipSet, folder: Path, split: str = "test") -> Listing
     raise DataError(
         f"{folder} holds no {split} split of {clip_set.name} in a layout that is known: "
         f"{split}/CLASS/*.jpg, {split}-*.parquet as on the hub, or the authors' own files "
-        "(docs/benchmarks.md). Is it the right folder?"
+        "(docs/images.md). Is it the right folder?"
     )
 
 

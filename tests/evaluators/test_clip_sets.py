@@ -129,7 +129,7 @@ def test_task_vectors_test_images_lie_in_val_but_only_theirs(tmp_path):
     write_class_folders("DTD", tmp_path, split="val")
     assert content("DTD", tmp_path) == expected("DTD")
     write_class_folders("GTSRB", tmp_path / "other", split="val")
-    with pytest.raises(DataError, match=r"no test split of GTSRB.*docs/benchmarks\.md"):
+    with pytest.raises(DataError, match=r"no test split of GTSRB.*docs/images\.md"):
         list_images(CLIP_SETS["GTSRB"], tmp_path / "other")
 
 

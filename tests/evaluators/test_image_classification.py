@@ -14,7 +14,6 @@ from evaluators.image_classification import (
     HeadSpec,
     ImageBenchmark,
     classify_shard,
-    classify_with_all,
     image_shards,
     write_heads,
 )
@@ -56,7 +55,7 @@ def test_predictions_carry_the_source_of_their_sample(tmp_path):
     write_heads(str(tmp_path / "clip"), [HeadSpec("toy", LETTERS, TEMPLATES, heads)])
     benchmark = ImageBenchmark("toy", str(tmp_path / "toy.npz"), toy.digest(), heads, font_of)
     (shard,) = image_shards(benchmark, 26, 10)
-    predictions = classify_shard(clip.tower, shard)
+    (predictions,) = classify_shard([clip.tower], shard)
     assert [each.sample_id for each in predictions] == list(toy.sample_ids)
     assert {each.cluster_id for each in predictions} == {"font-0", "font-1", "font-2"}
     assert all(each.cluster_id == font_of(each.sample_id) for each in predictions)
@@ -73,9 +72,9 @@ def test_shards_hold_whole_batches_so_that_cutting_changes_no_number(tmp_path, m
     monkeypatch.setattr("evaluators.image_classification.IMAGES_PER_SHARD", 11)
     shards = image_shards(benchmark, 26, 4)
     assert [len(shard.places) for shard in shards] == [8, 8, 8, 2]
-    cut = [each for shard in reversed(shards) for each in classify_shard(clip.tower, shard)]
-    assert sorted(cut, key=lambda each: toy.sample_ids.index(each.sample_id)) == classify_shard(
-        clip.tower, whole
+    cut = [each for shard in reversed(shards) for each in classify_shard([clip.tower], shard)[0]]
+    assert [sorted(cut, key=lambda each: toy.sample_ids.index(each.sample_id))] == classify_shard(
+        [clip.tower], whole
     )
 
 
@@ -159,7 +158,7 @@ def test_a_head_for_another_backbone_is_refused(tmp_path):
         with pytest.raises(
             EvaluationError, match=r"head of toy .* is for a ViT .*but the model is"
         ):
-            classify_shard(other, shard)
+            classify_shard([other], shard)
 
 
 def test_several_towers_in_one_pass_answer_as_each_alone(tmp_path):
@@ -171,8 +170,8 @@ def test_several_towers_in_one_pass_answer_as_each_alone(tmp_path):
     benchmark = ImageBenchmark("toy", str(tmp_path / "toy.npz"), "", heads)
     (shard,) = image_shards(benchmark, 26, 10)
     towers = [clip.tower for clip in clips]
-    together = classify_with_all(towers, shard)
-    assert together == [classify_shard(tower, shard) for tower in towers]
+    together = classify_shard(towers, shard)
+    assert together == [classify_shard([tower], shard)[0] for tower in towers]
     assert together[0] != together[1]
 
 
