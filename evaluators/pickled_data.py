@@ -21,6 +21,7 @@ from nan_merge.errors import DataError
 MAX_BYTES = 2_000_000_000
 _ARRAY_NAMES = ("numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct")
 _SCALAR_NAMES = ("numpy.core.multiarray scalar", "numpy._core.multiarray scalar")
+_BUFFER_NAMES = ("numpy.core.numeric _frombuffer", "numpy._core.numeric _frombuffer")
 _DTYPES = {"u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", "b1"}
 _MARK = object()
 
@@ -120,7 +121,8 @@ def _step(machine: _Machine, name: str, argument: Any) -> None:
 
 _PUSHES = frozenset(
     ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "STRING", "BINSTRING",
-     "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "UNICODE", "BINUNICODE",
+     "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE",
+     "BINUNICODE",
      "SHORT_BINUNICODE", "BINUNICODE8", "FLOAT", "BINFLOAT")
 )  # fmt: skip
 _MAKES: dict[str, Callable[[], Any]] = {
@@ -193,6 +195,10 @@ def _reduce(machine: _Machine) -> None:
     text = name.text if isinstance(name, _Name) else type(name).__name__
     if text in _ARRAY_NAMES:
         machine.stack.append(_Array())
+    elif text in _BUFFER_NAMES:
+        data, dtype, shape, order = arguments
+        numbers = np.frombuffer(bytes(data), _as_numpy(dtype))
+        machine.stack.append(_Array(numbers.reshape(shape, order=str(order))))  # pyright: ignore
     elif text in _SCALAR_NAMES:
         dtype, data = arguments
         raw = data.encode("latin-1") if isinstance(data, str) else data
