@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from nan_merge.checkpoint import INDEX_NAME
-from nan_merge.fingerprint import digest_file, digest_text
+from nan_merge.fingerprint import digest_file, digest_text, fingerprint
 from nan_merge.hub import is_own_file
 from nan_merge.json_file import read_json_table
 from nan_merge.measured import Measured
 from nan_merge.plan import MergePlan
 from nan_merge.publish import write_text_atomically
+from nan_merge.result_config import write_head_ties
 from nan_merge.shard import ShardRecord
 from nan_merge.token_ids import write_token_ids
 from nan_merge.tokenizer_files import write_tokenizer
@@ -62,12 +63,28 @@ def merge_key(plan: MergePlan, inputs: Sequence[str]) -> str:
     recipe.pop("base")
     for model in recipe["models"]:
         model.pop("path")
+        model.pop("statistics")
+    # What a file says counts, and not where it lies.
+    table = recipe["coefficients"].pop("table")
+    if table is not None:
+        recipe["coefficients"]["table"] = digest_file(Path(table))
+    recipe["modules"] = {
+        module: source if isinstance(source, str) else "place"
+        for module, source in recipe["modules"].items()
+    }
+    for key, default in (("modules", {}), ("config", "base")):
+        if recipe[key] == default:  # they came later; without them all is as before
+            del recipe[key]
     content = {
         "arithmetic": ARITHMETIC_VERSION,
         "recipe": recipe,
         "inputs": list(inputs),
         "beside": {path.name: digest_file(path) for path in side_files(plan)},
     }
+    if plan.statistics:
+        content["statistics"] = [
+            [fingerprint(each.checkpoint), sorted(each.inputs_first)] for each in plan.statistics
+        ]
     if plan.vocabulary and plan.vocabulary.folder != plan.side_folder:
         files = own_files(plan.vocabulary.folder)
         content["tokenizer"] = {path.name: digest_file(path) for path in files}
@@ -136,8 +153,12 @@ def make_manifest(
 ) -> dict[str, Any]:
     """The manifest of a merge; the same merge gives the same manifest."""
     models = [model.name for model in plan.models]
-    inputs = ["base", *models] if plan.base else models
-    return {
+    inputs = [*(["base"] if plan.base else []), *models, *(place.name for place in plan.places)]
+    repairs: dict[str, dict[str, float]] = {}
+    for record in files:
+        for repair, of_tensors in record.repairs.items():
+            repairs.setdefault(repair, {}).update(of_tensors)
+    manifest = {
         "format": 1,
         "nan_merge": version("nan-merge"),
         "merge_key": merge_key(plan, fingerprints),
@@ -158,6 +179,7 @@ def make_manifest(
             for record in files
         },
     }
+    return manifest | {"repairs": repairs} if repairs else manifest
 
 
 def side_files(plan: MergePlan) -> list[Path]:
@@ -178,6 +200,7 @@ def _copy_side_files(plan: MergePlan, folder: Path) -> None:
         write_tokenizer(folder, words.folder, words.added, words.folders, words.num_rows)
         if words.folder != plan.side_folder:
             write_token_ids(folder, plan.side_folder, words.folder)
+    write_head_ties(folder, [tensor.name for tensor in plan.tensors])
     config_path = folder / "config.json"
     if plan.recipe.dtype and config_path.is_file():
         config = json.loads(config_path.read_bytes())

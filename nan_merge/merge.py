@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nan_merge.checkpoint import Checkpoint, open_checkpoint
+from nan_merge.data_statistics import refuse_foreign
 from nan_merge.errors import OutputError
 from nan_merge.fingerprint import (
     digest_text,
@@ -31,6 +32,7 @@ from nan_merge.manifest import (
 )
 from nan_merge.measure import measure
 from nan_merge.measured import Measured, is_compiled, method_of
+from nan_merge.model_reference import open_model
 from nan_merge.object_output import (
     find_result,
     forget_sent,
@@ -80,8 +82,7 @@ class _Job:
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        plan = self.plan
-        return (plan.base, *plan.models) if plan.base else plan.models
+        return self.plan.inputs
 
     @property
     def group(self) -> tuple[str, ...]:
@@ -100,6 +101,7 @@ class _Job:
             *map(identity, self.checkpoints),
             *sizes,
             *tensors,
+            *(tensor.taken_from or "" for tensor in self.plan.tensors),
         )
 
 
@@ -142,6 +144,7 @@ def merge_checkpoints(
     jobs = [_Job(plan_merge(recipe), output) for recipe, output in recipes]
     for job in jobs:
         refuse_input_as_output(job.checkpoints, job.output)
+        refuse_foreign_statistics(job.plan, workers)
     done = {job.output: key for job in jobs if (key := _key_if_done(job, workers))}
     todo = [job for job in jobs if job.output not in done]
     check_disk([(job.plan, job.output) for job in todo])
@@ -153,6 +156,21 @@ def merge_checkpoints(
         MergeOutcome(job.output, (done | made)[job.output], reused=job.output in done)
         for job in jobs
     ]
+
+
+def refuse_foreign_statistics(plan: MergePlan, workers: int = 1) -> None:
+    """See that statistics made from data belong to the very models that are merged.
+
+    Raises:
+        IncompatibleError: If a model changed since, or they are of another one.
+    """
+    if not plan.statistics:
+        return
+    # As they lie in files: the plan may have taken their rows in another order.
+    base = open_model(plan.recipe.base, "base") if plan.recipe.base is not None else None
+    for reference, statistics in zip(plan.recipe.models, plan.statistics, strict=True):
+        model = open_model(reference.path, reference.name, base)
+        refuse_foreign(statistics, fingerprint(model, workers))
 
 
 def merge_key_of(recipe: MergeRecipe, workers: int = 1) -> str:
@@ -277,10 +295,12 @@ def _fingerprints(job: _Job, records: Sequence[ShardRecord]) -> list[str]:
     """Fingerprints of the inputs, from the hashes that the merge took of what it read."""
     found: list[str] = []
     for place, checkpoint in enumerate(job.checkpoints):
+        own = _own_names(job.plan, place)
         digests = {
             name: [bytes.fromhex(segment) for segment in segments]
             for record in records
-            for name, segments in record.inputs[place].items()
+            for name, segments in (record.inputs[place].items() if own else ())
+            if name in own
         }
         if digests.keys() == checkpoint.tensors.keys():
             known = remembered_fingerprint(checkpoint)
@@ -288,6 +308,14 @@ def _fingerprints(job: _Job, records: Sequence[ShardRecord]) -> list[str]:
         else:  # tensors that the merge leaves out are part of a checkpoint all the same
             found.append(fingerprint(checkpoint))
     return found
+
+
+def _own_names(plan: MergePlan, place: int) -> set[str]:
+    """Tensors that were read from an input itself, and not from what stands in for it."""
+    if place >= len(plan.inputs) - len(plan.places):  # it was read for what is taken from it alone
+        return set()
+    own = plan.inputs[place].tensors
+    return {each.name for each in plan.tensors if each.inputs[place] is own.get(each.name)}
 
 
 def _remember_output(job: _Job, records: Sequence[ShardRecord]) -> None:

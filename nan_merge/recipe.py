@@ -22,7 +22,11 @@ from nan_merge.weights import Weight, check_weight
 
 OutputDtype = Literal["float32", "bfloat16", "float16"]
 MissingPolicy = Literal["error", "base", "drop"]
-CoefficientSource = Literal["nan", "rms", "variance", "metagpt", "uniform", "matched", "fixed"]
+CoefficientSource = Literal[
+    "nan", "rms", "variance", "metagpt", "uniform", "matched", "fixed", "table"
+]
+LONG_SOURCES = ("fixed", "table")  # which say nothing without a second field
+SHORT_SOURCES = [source for source in get_args(CoefficientSource) if source not in LONG_SOURCES]
 Scale = Literal["paper", "norm", "count"] | Annotated[float, Field(gt=0)]
 
 
@@ -53,6 +57,10 @@ class ModelReference(StrictModel):
     fits a tensor's name counts. A rule without `filter` fits all; where none fits, the weight is 0
     and the base is kept."""
 
+    statistics: str | None = None
+    """Folder of statistics that data gave of this model, for methods that read them: `fisher` and
+    `regmean`. `nan-merge run` gathers them where they are absent."""
+
     @model_validator(mode="before")
     @classmethod
     def _accept_a_bare_path(cls, value: Any) -> Any:
@@ -72,6 +80,16 @@ class ModelReference(StrictModel):
         return weight
 
 
+class ModulePlace(StrictModel):
+    """A module's tensors that lie in a model which is not merged."""
+
+    path: str
+    """Folder or hub id; such as CLIP's, for a vision tower that LLaVA's own format leaves out."""
+
+
+ModuleSource = str | ModulePlace
+MERGED = "merge"
+
 # Fields of `CoefficientSpec` that say how norms become shares.
 NORM_KNOBS = ("target", "scope", "include", "exclude", "power", "zero_norm")
 
@@ -83,9 +101,12 @@ class CoefficientSpec(StrictModel):
     """`nan`: inverse norms (arXiv 2505.16148, Eq. 10); `rms`: inverse root mean squares, every
     tensor counting the same; `variance`: inverse variances about the mean; `metagpt`: squared
     norms of task vectors (arXiv 2406.11385); `uniform`: the same for every model; `matched`:
-    uniform with NAN's sum, for ablations; `fixed`: `values`."""
+    uniform with NAN's sum, for ablations; `fixed`: `values`; `table`: a file of them."""
     values: tuple[float, ...] | None = None
     """One number per model, for `source: fixed` only."""
+    table: str | None = None
+    """For `source: table` only: a JSON file of coefficients per model, layer or tensor, as
+    AdaMerging writes it; a `merge_manifest.json` is one, too."""
     target: Literal["weights", "task_vector"] = "weights"
     """Whose norm NAN takes: the fine-tuned weights (the paper), or fine-tuned minus base."""
     scope: Literal["model", "layer", "tensor"] = "model"
@@ -118,9 +139,11 @@ class CoefficientSpec(StrictModel):
     def _values_belong_to_fixed(self) -> CoefficientSpec:
         if (self.source == "fixed") != (self.values is not None):
             raise ValueError("`values` goes with `source: fixed`, and only with it")
+        if (self.source == "table") != (self.table is not None):
+            raise ValueError("`table: FILE` goes with `source: table`, and only with it")
         fields = CoefficientSpec.model_fields
         idle = [f"`{name}`" for name in NORM_KNOBS if getattr(self, name) != fields[name].default]
-        if self.source in ("uniform", "fixed") and idle:
+        if self.source in ("uniform", *LONG_SOURCES) and idle:
             raise ValueError(
                 f"{', '.join(idle)} would do nothing: `source: {self.source}` takes no norms. "
                 "Set `source: nan`, or remove them"
@@ -153,7 +176,10 @@ Coefficients = Annotated[
     BeforeValidator(_expand_coefficients),
     Field(
         json_schema_extra=_or_short(
-            {"type": "string", "enum": [s for s in get_args(CoefficientSource) if s != "fixed"]},
+            {
+                "type": "string",
+                "enum": [s for s in get_args(CoefficientSource) if s not in LONG_SOURCES],
+            },
             {"type": "array", "items": {"type": "number"}},
         )
     ),
@@ -174,6 +200,14 @@ class MergeRecipe(StrictModel):
     missing: MissingPolicy | dict[str, MissingPolicy] = "error"
     """Tensors that not all models have: `error`, `base` (exactly the base's tensors; a model that
     lacks one counts as not having changed it), `drop` (left out); or a table of name patterns."""
+    modules: dict[str, ModuleSource] = Field(default_factory=dict)
+    """Parts of a model -> `merge`, or whose the result shall have: `base`, a model's name, or
+    `{path: ...}`. A part is `language_model`, `projector` or `vision_tower` of a vision-language
+    model, or a pattern of tensor names; the first that fits a tensor counts, and tensors that none
+    fits are merged."""
+    config: str = "base"
+    """Whose config, processor and like files the result has: `base` (the first model's if there is
+    no base), or a model's name."""
     tokenizer: str | None = "base"
     """Vocabulary of the result: `base`, `union`, or a model's name; rows are matched by token.
     `null` compares nothing."""
@@ -211,13 +245,33 @@ class MergeRecipe(StrictModel):
             refuse_by_tensor(self.method, THRESHOLD_OF_ALL)
         self._method_takes_these_models()
         self._method_takes_these_coefficients()
+        self._modules_name_models()
         return self
 
     def as_json(self) -> dict[str, Any]:
         """What a file would hold that gives this recipe back."""
         content = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        for key in ("modules", "config"):  # they came later; without them all is as before
+            if content[key] == MergeRecipe.model_fields[key].get_default(call_default_factory=True):
+                del content[key]
         # The one field whose `null` is not what its absence means.
         return content if self.tokenizer is not None else {**content, "tokenizer": None}
+
+    def _modules_name_models(self) -> None:
+        names = [model.name for model in self.models]
+        has_base = ["base"] if self.base is not None else []
+        for module, source in self.modules.items():
+            if isinstance(source, str) and source not in (MERGED, *has_base, *names):
+                known = ", ".join([f"`{MERGED}`", *(f"`{name}`" for name in [*has_base, *names])])
+                raise ValueError(
+                    f"modules: {module}: {source!r} is none of {known}; for a folder or hub id "
+                    f"write `{{path: {source}}}`"
+                )
+        if self.config not in ("base", *names):
+            raise ValueError(
+                f"config: {self.config!r} is neither `base` nor a model of this recipe "
+                f"({', '.join(names)})"
+            )
 
     def _method_takes_these_models(self) -> None:
         row, num_models = METHODS[self.method.name], len(self.models)

@@ -66,6 +66,20 @@ def verify(
         verify_command(folder, open_console(), classes=classes)
 
 
+@data.command(epilog="Examples:\n\nnan-merge data convert-geoqa GeoQA/data/test.pk data/geoqa")
+def convert_geoqa(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A split of GeoQA, test.pk.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where geoqa_test.tsv goes.")],
+    debug: Debug = False,
+) -> None:
+    """Make a table of GeoQA's own pickle, which is read as data and never run."""
+    with explain_errors(debug):
+        from evaluators.geoqa_convert import convert_geoqa as convert
+
+        target = convert(source, folder)
+        open_console().print(str(target), markup=False, highlight=False)
+
+
 @app.command(
     epilog="Examples:\n\nnan-merge serve merged/\n\nnan-merge serve merged/ --port 8001 "
     "--tensor-parallel 2\n\n"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from evaluators.predictions import Prediction
 from evaluators.scores import Score, score_average
 from nan_merge.recipe import MergeRecipe, ModelReference
-from pipelines.config import INDIVIDUAL, PRETRAINED, MergeEntry
+from pipelines.config import INDIVIDUAL, MULTITASK, PRETRAINED, MergeEntry
 from pipelines.evaluate import Candidate, predictions_path, read_part
 from pipelines.paired import Pairs, difference_of, joined, pairs_of
 from pipelines.provenance import git_commit
@@ -48,7 +48,9 @@ def result_rows(
     models: Sequence[ModelReference],
     merges: Sequence[tuple[str, MergeRecipe]],
 ) -> tuple[ResultRow, ...]:
-    """Rows of the table: the base, each task's own fine-tuned model, then the merges in order."""
+    """Rows of the table: the base, each task's own fine-tuned model, a model of all tasks if there
+    is one, then the merges in order.
+    """
     rows = [row_of(PRETRAINED, "pretrained", None, scores[PRETRAINED, name]) for name in benchmarks]
     names = {model.name for model in models}
     rows += [
@@ -56,6 +58,10 @@ def result_rows(
         for name in benchmarks
         if name in names
     ]
+    if all((MULTITASK, name) in scores for name in benchmarks):
+        rows += [
+            row_of(MULTITASK, "multitask", None, scores[MULTITASK, name]) for name in benchmarks
+        ]
     for merge, recipe in merges:
         rows += [row_of(merge, "merged", recipe, scores[merge, name]) for name in benchmarks]
     return tuple(rows)

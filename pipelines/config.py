@@ -11,8 +11,10 @@ from pydantic import Field, field_validator, model_validator
 
 from evaluators.clip_sets import CLIP_SETS
 from evaluators.quickstart_images import QUICKSTART_TASKS
+from evaluators.training.adamerging import AdamergingRecipe
 from evaluators.training.causal import CausalRecipe
 from evaluators.training.finetune import FinetuneRecipe
+from evaluators.training.multitask import MultitaskRecipe
 from evaluators.training.pretrain import PretrainRecipe
 from evaluators.training.text_tower import TextRecipe
 from nan_merge.config_messages import did_you_mean
@@ -21,20 +23,26 @@ from nan_merge.recipe import (
     CoefficientSpec,
     MergeRecipe,
     Method,
+    MissingPolicy,
     ModelReference,
+    ModuleSource,
     OutputDtype,
 )
 from nan_merge.schema import StrictModel
 from pipelines.cluster_config import Cluster
+from pipelines.data_statistics import StatisticsRecipe
 from pipelines.gate_config import Gate
 from pipelines.language_benchmarks import is_own_benchmark, language_benchmark_names
 from pipelines.language_config import Backend, BackendSpec, BenchmarkSpec, Engine, EngineSpec
+from pipelines.learned_coefficients import refuse_unlearnable
 from pipelines.masking import hide_passwords
 from pipelines.published_config import Published
 from pipelines.sweep_config import Sweep
 
 PRETRAINED, INDIVIDUAL = "Pretrained", "Individual"
 """Rows of the table that every run has; no merge and no model may be called so."""
+MULTITASK = "Traditional MTL"
+"""Row of a model that the run trains on all tasks together."""
 
 
 def _known_once(names: Sequence[str], kind: str) -> None:
@@ -70,6 +78,9 @@ class Experts(StrictModel):
     """How the image tower is trained on all tasks together: the base model."""
     finetune: FinetuneRecipe = FinetuneRecipe()
     """How each fine-tuned model is trained from the base model on its task."""
+    multitask: MultitaskRecipe | None = None
+    """How one more model is trained on all tasks together, to compare merges with; the row
+    `Traditional MTL` of the table. None is trained if absent."""
 
     @field_validator("tasks")
     @classmethod
@@ -91,8 +102,21 @@ class MergeEntry(StrictModel):
     """As in a recipe."""
     tokenizer: str | None = "base"
     """As in a recipe."""
+    modules: dict[str, ModuleSource] = Field(default_factory=dict)
+    """As in a recipe."""
+    missing: MissingPolicy | dict[str, MissingPolicy] = "error"
+    """As in a recipe."""
+    config: str = "base"
+    """As in a recipe."""
     models: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Names of those of the run's models that are merged; all if absent."""
+    adamerging: AdamergingRecipe | None = None
+    """Learn the coefficients on unlabelled images, starting from `coefficients`."""
+
+    @model_validator(mode="after")
+    def _coefficients_can_be_learned(self) -> MergeEntry:
+        refuse_unlearnable(self)
+        return self
 
     def recipe(
         self, base: str | None, models: tuple[ModelReference, ...], seed: int
@@ -108,6 +132,9 @@ class MergeEntry(StrictModel):
             coefficients=self.coefficients,
             dtype=self.dtype,
             tokenizer=self.tokenizer,
+            modules=self.modules,
+            missing=self.missing,
+            config=self.config,
             seed=seed,
         )
 
@@ -245,6 +272,8 @@ class RunConfig(StrictModel):
     """For image towers: open_clip's name of their architecture, which state dicts do not tell."""
     merges: tuple[MergeEntry, ...] = ()
     """The merges to make and compare."""
+    statistics: StatisticsRecipe = StatisticsRecipe()
+    """How statistics are gathered from data, for methods that read them: `fisher`, `regmean`."""
     sweep: Sweep | None = None
     """Merges to search among, for `nan-merge sweep`."""
     evaluate: Evaluate
@@ -296,7 +325,8 @@ class RunConfig(StrictModel):
             raise ValueError(
                 f"two models are both called {', '.join(twice)}; give one of them a `name`"
             )
-        for name in (PRETRAINED, INDIVIDUAL):
+        multitask = self.experts is not None and self.experts.multitask is not None
+        for name in (PRETRAINED, INDIVIDUAL, *([MULTITASK] if multitask else [])):
             if name in (*merges, *models):
                 raise ValueError(
                     f"a merge or model is called {name}, which is a row of every table; rename it"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluators.profiles import Profile
-from evaluators.samples import Piece, Sample
+from evaluators.samples import Message, Piece, Sample
 from nan_merge.config_messages import did_you_mean
 from nan_merge.errors import ConfigError, DataError
 from pipelines.language_config import BenchmarkSpec
@@ -157,12 +157,23 @@ def samples_digest(samples: Sequence[Sample]) -> str:
             sample.labels,
             sample.gold,
         ]
+        if sample.images:
+            content += [
+                [each.digest for each in sample.images],
+                sample.options,
+                sample.answer_format,
+            ]
         digest.update(json.dumps(content).encode())
     return digest.hexdigest()
 
 
 def _plain(piece: Piece) -> object:
-    return piece if isinstance(piece, str) else [[each.role, each.content] for each in piece]
+    return piece if isinstance(piece, str) else [_plain_message(each) for each in piece]
+
+
+def _plain_message(message: Message) -> list[object]:
+    plain: list[object] = [message.role, message.content]
+    return [*plain, message.num_images] if message.num_images else plain
 
 
 def _asked(profile: Profile, samples: Sequence[Sample], spec: BenchmarkSpec) -> frozenset[str]:

@@ -51,8 +51,7 @@ def plan_command(
 
 def unfetched(plan: MergePlan, headers: Path) -> list[str]:
     """What must be downloaded first: files that are headers alone, of the hub in this folder."""
-    checkpoints = (plan.base, *plan.models) if plan.base else plan.models
-    files = {file for each in checkpoints for file in each.files}
+    files = {file for each in plan.inputs for file in each.files}
     of_hub = {file for file in files if headers in file.parents}
     of_stores = {file for file in files if object_store.is_header_copy(file)}
     return [
@@ -128,6 +127,11 @@ def summary(
         "trial work here.",
         _disk(plan, output),
     ]
+    if method.cost:
+        lines.append(
+            f"{plan.recipe.method.name} is dear: {method.cost}. That grows faster than what is "
+            "read, so for large matrices the time is more than estimated."
+        )
     if output is not None and (output / MANIFEST_NAME).is_file():
         lines.append(
             f"{output} holds a merge of this recipe; it is made again only if inputs changed."

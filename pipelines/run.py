@@ -21,7 +21,8 @@ from nan_merge.publish import write_text_atomically
 from nan_merge.recipe import MergeRecipe, ModelReference
 from nan_merge.tasks import Task
 from pipelines.collect import ablation_pairs, environment_facts, merge_summary
-from pipelines.config import PRETRAINED, RunConfig
+from pipelines.config import MULTITASK, PRETRAINED, MergeEntry, RunConfig
+from pipelines.data_statistics import gather_statistics, with_statistics
 from pipelines.evaluate import Candidate
 from pipelines.events import EVENTS_NAME, EventLog
 from pipelines.experts import train_experts
@@ -30,6 +31,7 @@ from pipelines.image_towers import prepare_towers
 from pipelines.interrupt import noticing_interrupts
 from pipelines.language_experts import train_language_models
 from pipelines.language_workers import with_model_resources
+from pipelines.learned_coefficients import learn_for_merges, with_learned
 from pipelines.paths import placed_at
 from pipelines.preflight import check_run
 from pipelines.progress import RunProgress
@@ -53,6 +55,10 @@ class RunModels:
             heads.
         test_sets: For image towers: benchmark -> file or folder of its test images.
         notes: What a reader of the table should know of the images.
+        multitask: For image towers: a model that was trained on all tasks, if one was.
+        statistics: Kind -> model's name -> folder of what data said of it, for the methods that
+            read it.
+        learned: Name of a merge -> table of coefficients that AdaMerging learned for it.
     """
 
     base: str
@@ -60,6 +66,9 @@ class RunModels:
     clip: Path | None = None
     test_sets: dict[str, Path] = field(default_factory=dict[str, Path])
     notes: tuple[str, ...] = ()
+    multitask: Path | None = None
+    statistics: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
+    learned: dict[str, Path] = field(default_factory=dict[str, Path])
 
 
 def run_config(config: RunConfig, *, seeds: int = 1, console: Console) -> list[RunResults]:
@@ -151,7 +160,19 @@ def open_workers(
 
 
 def prepare_models(config: RunConfig, workers: Workers) -> RunModels:
-    """The run's models: trained here, or named in the run file."""
+    """The run's models, trained here or named in the run file, and what merges need from data."""
+    models = _find_models(config, workers)
+    data = data_folder(config.cache)
+
+    def sets(split: str, names: Sequence[str]) -> dict[str, Path]:
+        return prepare_sets(names, split, config.seed, data, workers)
+
+    models = replace(models, statistics=gather_statistics(config, models, workers))
+    learned = learn_for_merges(config, models, workers, make_merges, sets)
+    return replace(models, learned=learned)
+
+
+def _find_models(config: RunConfig, workers: Workers) -> RunModels:
     if config.fine_tunes is not None:
         base, tuned = train_language_models(config.fine_tunes, config.seed, config.cache, workers)
         return RunModels(str(base), tuned)
@@ -160,7 +181,9 @@ def prepare_models(config: RunConfig, workers: Workers) -> RunModels:
         return RunModels(config.base, config.models)
     if config.experts is not None:
         trained = train_experts(config, config.experts, workers)
-        models = RunModels(str(trained.base), trained.models, trained.clip)
+        models = RunModels(
+            str(trained.base), trained.models, trained.clip, multitask=trained.multitask
+        )
     else:
         towers = prepare_towers(config, workers)
         models = RunModels(towers.base, towers.models, towers.clip)
@@ -185,11 +208,17 @@ def merges_of(config: RunConfig, models: RunModels) -> list[tuple[str, MergeReci
     return [
         (
             entry.name,
-            entry.recipe(models.base, models.models, config.seed),
+            recipe_of(entry, models, config.seed),
             checkpoints / folders[entry.name],
         )
         for entry in config.merges
     ]
+
+
+def recipe_of(entry: MergeEntry, models: RunModels, seed: int) -> MergeRecipe:
+    """The recipe of a merge over the run's models, with what was gathered and learned for it."""
+    recipe = entry.recipe(models.base, models.models, seed)
+    return with_learned(entry, with_statistics(recipe, models.statistics), models.learned)
 
 
 def make_merges(
@@ -222,6 +251,7 @@ def make_merges(
 def folders_of(config: RunConfig, models: RunModels) -> dict[str, str]:
     """Name of a model or merge -> what its folders in the run folder are called."""
     names = [model.name for model in models.models]
+    names += [MULTITASK] if models.multitask is not None else []
     return folder_names([PRETRAINED, *names, *(entry.name for entry in config.merges)])
 
 
@@ -231,6 +261,7 @@ def list_candidates(
     """Every model to score: the base, the fine-tuned models, the merges."""
     found = [(PRETRAINED, open_checkpoint(models.base).folder)]
     found += [(model.name, open_checkpoint(model.path).folder) for model in models.models]
+    found += [(MULTITASK, models.multitask)] if models.multitask is not None else []
     found += [(name, path) for name, _, path in merges]
     folders, predictions = folders_of(config, models), config.folder / "predictions"
     return [Candidate(name, path, predictions / folders[name]) for name, path in found]
