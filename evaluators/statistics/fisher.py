@@ -7,7 +7,7 @@ the label that the data gives (`given`, the so-called empirical Fisher).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -79,7 +79,7 @@ def _group_of(
     num_examples = 0
     with torch.enable_grad():
         for example in examples:
-            gradients = torch.autograd.grad(
+            gradients: Sequence[Tensor | None] = torch.autograd.grad(
                 likelihood(example), list(group.values()), allow_unused=True
             )
             for total, gradient in zip(sums.values(), gradients, strict=True):
