@@ -35,7 +35,7 @@ from nan_merge.publish import (
     partial_path,
     partial_paths,
     start_writeback,
-    write_text_atomically,
+    write_bytes_atomically,
 )
 from nan_merge.raw_runs import raw_runs, run_raw
 from nan_merge.recipe import MergeRecipe
@@ -210,7 +210,8 @@ def _close(
     device = chosen_device(output.job.recipe.device)
     num_bytes = os.fstat(output.descriptor).st_size
     record = ShardRecord(path.name, num_bytes, device, tensors, inputs, repairs)
-    write_text_atomically(journal, json.dumps(asdict(record)))
+    # No folder: another attempt was faster, and the merge has gone to its place since.
+    write_bytes_atomically(journal, json.dumps(asdict(record)).encode(), make_folder=False)
     remove_partial_files(path)
     return record
 
