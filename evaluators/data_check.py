@@ -97,6 +97,10 @@ def check_data(benchmark: str, folder: Path) -> DataReport:
     Raises:
         ConfigError: If there is no such benchmark.
     """
+    if benchmark in PICTURE_BENCHMARKS:
+        from evaluators.picture_check import check_pictures
+
+        return check_pictures(benchmark, folder, _NUM_PUBLISHED[benchmark])
     parts = _parts(benchmark, folder)
     rows: list[DataRow] = []
     lines: list[Record] | None = []
@@ -129,7 +133,9 @@ KNOWN_DIGESTS = {
 BBH_COMMIT = "9ee07bd481feebf959a6b59d61ea57bdcf30964d"
 """Of github.com/suzgunmirac/BIG-Bench-Hard, from which the checksums are."""
 
-CHECKED_BENCHMARKS = ("mmlu", "ceval", "bbh", "gsm8k")
+PICTURE_BENCHMARKS = ("mathvista", "wemath", "ai2d", "geoqa")
+"""Whose questions are about pictures; `evaluators.picture_check` checks them."""
+CHECKED_BENCHMARKS = ("mmlu", "ceval", "bbh", "gsm8k", *PICTURE_BENCHMARKS)
 """That have a folder of their own; "ceval-test" is checked too, it lies in that of "ceval"."""
 _NUM_PUBLISHED = {
     "mmlu": 14_042,
@@ -137,6 +143,10 @@ _NUM_PUBLISHED = {
     "ceval-test": 12_342,
     "bbh": 6_511,
     "gsm8k": 1_319,
+    "mathvista": 1_000,
+    "wemath": 1_740,
+    "ai2d": 3_088,
+    "geoqa": 754,
 }
 _CEVAL_SPLITS = {"ceval": "val", "ceval-test": "test"}
 

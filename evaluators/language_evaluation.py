@@ -34,6 +34,7 @@ Dtype = Literal["float32", "bfloat16"]
 # About so many samples go to a worker at a time: enough to keep an engine busy, few enough to lose
 # little.
 SAMPLES_PER_SHARD = 256
+PICTURES_PER_SHARD = 64
 
 _logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def language_shards(
     samples: Sequence[Sample],
     *,
     uses_chat_template: bool | None = None,
-    num_samples: int = SAMPLES_PER_SHARD,
+    num_samples: int | None = None,
 ) -> list[LanguageShard]:
     """Pack samples into shards, those with a common prefix together.
 
@@ -120,8 +121,10 @@ def language_shards(
         profile: How they are asked.
         samples: From ``profile.samples``, all or some.
         uses_chat_template: Instead of what the profile says.
-        num_samples: Most samples of a shard.
+        num_samples: Most samples of a shard; fewer where they show pictures if None.
     """
+    has_pictures = any(sample.images for sample in samples)
+    num_samples = num_samples or (PICTURES_PER_SHARD if has_pictures else SAMPLES_PER_SHARD)
     chat = profile.uses_chat_template if uses_chat_template is None else uses_chat_template
     wording = wording_of(profile, chat)
     places = pack_shards([profile.prefix_of(sample) for sample in samples], num_samples)
@@ -191,6 +194,10 @@ def answer_shard(opened: OpenLanguageModel, shard: LanguageShard) -> list[Answer
     """
     if shard.wording.uses_chat_template:
         check_chat_template(opened.tokenizer, opened.folder)
+    if any(sample.images for sample in shard.samples):
+        from evaluators.picture_evaluation import write_about_pictures
+
+        return write_about_pictures(opened, shard)
     if shard.decoding is None:
         return _compare(opened, shard)
     return _write(opened, shard, shard.decoding)

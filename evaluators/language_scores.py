@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from evaluators.answers import Answer
 from evaluators.profiles import Profile, ScorerName, Verdict
 from evaluators.samples import Sample
 from evaluators.scores import Score, score_accuracy, score_weighted
+from nan_merge.errors import ConfigError
 
 METRIC = "accuracy"
 
@@ -43,6 +44,12 @@ class Outcome:
         """Whether the answer is right."""
         return self.verdict.is_correct
 
+    @property
+    def credit(self) -> float:
+        """What the answer adds to a score, in [0, 1]."""
+        given = self.verdict.credit
+        return float(self.is_correct) if given is None else given
+
 
 @dataclass(frozen=True)
 class BenchmarkScores:
@@ -62,6 +69,7 @@ class BenchmarkScores:
             known of every answer.
         num_dropped_shots: Solved examples left out of prompts, in all.
         num_missing: Samples to which the model said nothing; see `Answer.is_missing`.
+        measures: The profile's own scores, by name.
     """
 
     benchmark: str
@@ -76,6 +84,7 @@ class BenchmarkScores:
     truncation_rate: float
     num_dropped_shots: int
     num_missing: int
+    measures: dict[str, Score] = field(default_factory=dict[str, Score])
 
 
 def judge(
@@ -84,8 +93,14 @@ def judge(
     """The verdict on every answer, in the order of the answers; each is judged on its own.
 
     Raises:
+        ConfigError: If the profile has no such scorer.
         KeyError: If an answer is to no sample of these.
     """
+    if scorer not in profile.scorers:
+        raise ConfigError(
+            f"{profile.benchmark}/{profile.name} has no scorer {scorer}, only "
+            f"{', '.join(profile.scorers)}."
+        )
     by_id = {sample.id: sample for sample in samples}
     verdict_on = profile.scorers[scorer]
     outcomes: list[Outcome] = []
@@ -127,6 +142,7 @@ def score_benchmark(
         truncation_rate=truncation_rate(outcomes),
         num_dropped_shots=sum(each.answer.num_dropped_shots for each in outcomes),
         num_missing=sum(each.answer.is_missing for each in outcomes),
+        measures=profile.measures(outcomes) if profile.measures is not None else {},
     )
 
 
@@ -139,7 +155,7 @@ def truncation_rate(outcomes: Sequence[Outcome]) -> float:
 def _macro(name: str, by_subset: Mapping[str, Sequence[Outcome]]) -> Score:
     share = 1 / len(by_subset)
     parts = [
-        (share, [(each.cluster_id, float(each.is_correct)) for each in outcomes])
+        (share, [(each.cluster_id, each.credit) for each in outcomes])
         for outcomes in by_subset.values()
     ]
     return score_weighted(name, METRIC, parts)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from evaluators.answers import Answer
 from evaluators.samples import Sample
+from evaluators.scores import Score
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,27 @@ class Verdict:
     Attributes:
         extracted: The answer it found; None if it found none: an abstention, counted as wrong.
         is_correct: Whether it is right.
+        credit: Share of the full score, in [0, 1], where the protocol gives a part of it; None
+            where it knows right and wrong alone.
     """
 
     extracted: str | None
     is_correct: bool
+    credit: float | None = None
+
+
+class Judged(Protocol):
+    """A sample and the verdict on what was answered: an `Outcome`."""
+
+    @property
+    def sample(self) -> Sample:
+        """What was asked."""
+        ...
+
+    @property
+    def is_correct(self) -> bool:
+        """Whether the answer is right."""
+        ...
 
 
 Scorer = Callable[[Sample, Answer], Verdict]
@@ -79,6 +97,7 @@ class Profile:
         user_turn_end: What upstream adds to every user's message where a chat template is
             applied, and only there.
         prefix_of: Samples with an equal prefix are computed one after the other.
+        measures: Scores of its own, by name, besides averages of what was answered right.
     """
 
     benchmark: str
@@ -93,3 +112,4 @@ class Profile:
     text_separator: str = "\n"
     user_turn_end: str = ""
     prefix_of: Callable[[Sample], str] = lambda sample: sample.subset
+    measures: Callable[[Sequence[Judged]], dict[str, Score]] | None = None

@@ -44,17 +44,20 @@ class Prompt:
         text: As rendered, without what the tokenizer adds.
         token_ids: Of the text, special tokens included.
         num_dropped_shots: Solved examples left out because the context was too short.
+        image_digests: Of the pictures that it shows, in order.
     """
 
     text: str
     token_ids: tuple[int, ...]
     num_dropped_shots: int = 0
+    image_digests: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of the text."""
+        """First 16 hexadecimal digits of the SHA-256 of the text and of the images' digests."""
         # What cannot be encoded, half a surrogate pair from broken data, still has a digest.
-        return hashlib.sha256(self.text.encode(errors="surrogatepass")).hexdigest()[:16]
+        content = "\0".join([self.text, *self.image_digests])
+        return hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def wording_of(profile: Profile, uses_chat_template: bool) -> Wording:
@@ -78,12 +81,23 @@ def load_tokenizer(folder: Path) -> Any:
     if not folder.is_dir():
         raise CheckpointError(f"There is no checkpoint folder {folder}.")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        _add_chat_template(tokenizer, folder)
+        return tokenizer
     except Exception as error:  # whatever the tokenizer's class makes of damaged files
         raise CheckpointError(
             f"{folder}: its tokenizer cannot be loaded: {_first_line(error)}. Copy the tokenizer "
             "files of the base model into the folder."
         ) from error
+
+
+def _add_chat_template(tokenizer: Any, folder: Path) -> None:
+    """Older vision-language models keep the template in a file that only processors read."""
+    path = folder / "chat_template.json"
+    if not tokenizer.chat_template and path.is_file():
+        tokenizer.chat_template = json.loads(path.read_text(encoding="utf-8"))["chat_template"]
 
 
 def end_token_ids(tokenizer: Any, folder: Path) -> tuple[int, ...]:
@@ -140,7 +154,8 @@ def render(tokenizer: Any, sample: Sample, wording: Wording, most_tokens: int) -
         text = prompt_text(tokenizer, sample, wording, len(sample.shots) - dropped)
         token_ids = encode(tokenizer, [text], wording)[0]
         if len(token_ids) <= most_tokens or dropped == len(sample.shots):
-            return Prompt(text, tuple(token_ids), dropped)
+            digests = tuple(image.digest for image in sample.images)
+            return Prompt(text, tuple(token_ids), dropped, digests)
         dropped += 1
 
 
@@ -152,12 +167,17 @@ def prompt_text(tokenizer: Any, sample: Sample, wording: Wording, num_shots: int
     """
     turns = _turns((sample.lead, *sample.shots[:num_shots], sample.question))
     if not wording.uses_chat_template:
-        return wording.text_separator.join(turn.content for turn in turns)
+        image = f"{image_token(tokenizer)}\n" if sample.images else ""
+        shown = [image * turn.num_images + turn.content for turn in turns]
+        return wording.text_separator.join(shown)
     ends = {"user": wording.user_turn_end}
-    messages = [
-        {"role": role, "content": "\n".join(turn.content for turn in same) + ends.get(role, "")}
-        for role, same in groupby(turns, key=lambda turn: turn.role)
-    ]
+    messages: list[dict[str, Any]] = []
+    for role, group in groupby(turns, key=lambda turn: turn.role):
+        same = list(group)
+        text = "\n".join(turn.content for turn in same) + ends.get(role, "")
+        num_images = sum(turn.num_images for turn in same)
+        parts = [*[{"type": "image"}] * num_images, {"type": "text", "text": text}]
+        messages.append({"role": role, "content": parts if num_images else text})
     is_begun = bool(messages) and messages[-1]["role"] == "assistant"
     try:
         return tokenizer.apply_chat_template(
@@ -172,6 +192,18 @@ def prompt_text(tokenizer: Any, sample: Sample, wording: Wording, num_shots: int
             f"Sample {sample.id}: the model's chat template refuses its messages ({roles}): "
             f"{_first_line(error)}. Evaluate with chat_template: false, or mend the template."
         ) from error
+
+
+def image_token(tokenizer: Any) -> str:
+    """What stands for an image in a text that no chat template makes."""
+    return str(getattr(tokenizer, "image_token", None) or "<image>")
+
+
+def start_of_text(tokenizer: Any, wording: Wording) -> str:
+    """What the tokenizer puts before a text, as text; "" where a chat template does."""
+    if wording.uses_chat_template:
+        return ""
+    return "".join(tokenizer.convert_ids_to_tokens(_leading_tokens(tokenizer)))
 
 
 def encode(tokenizer: Any, texts: Sequence[str], wording: Wording) -> list[list[int]]:
@@ -207,7 +239,7 @@ def _turns(pieces: Sequence[Piece]) -> list[Message]:
             turns += [
                 message for piece in group for message in piece if isinstance(message, Message)
             ]
-    return [turn for turn in turns if turn.content]
+    return [turn for turn in turns if turn.content or turn.num_images]
 
 
 def _first_line(error: Exception) -> str:

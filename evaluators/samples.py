@@ -5,15 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from evaluators.pictures import PictureSource
+
 Role = Literal["system", "user", "assistant"]
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a chat."""
+    """One turn of a chat.
+
+    Attributes:
+        role: Who speaks.
+        content: What is said.
+        num_images: How many of the sample's images come before it.
+    """
 
     role: Role
     content: str
+    num_images: int = 0
 
 
 # Text is put together as it stands; messages go through a chat template, or are joined as the
@@ -38,6 +47,10 @@ class Sample:
         labels: Of each choice, what it means as an answer ("A"); of a written answer, the labels
             that it may have, if there is a list of them.
         gold: The right answer, as the data has it.
+        images: What the model is shown, in the order in which messages show them.
+        options: The texts that labels stand for, where the answer may be one of them.
+        answer_format: What kind of answer is asked for, where a benchmark has several.
+        tags: Parts of the benchmark that the sample belongs to, "task: geometry".
     """
 
     id: str
@@ -49,3 +62,7 @@ class Sample:
     choices: tuple[str, ...]
     labels: tuple[str, ...]
     gold: str
+    images: tuple[PictureSource, ...] = ()
+    options: tuple[str, ...] = ()
+    answer_format: str = ""
+    tags: tuple[str, ...] = ()

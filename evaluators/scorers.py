@@ -16,6 +16,7 @@ from evaluators.samples import Sample
 ExtractLabel = Callable[[str, Sequence[str]], str | None]
 ExtractText = Callable[[str], str | None]
 IsEqual = Callable[[str, str], bool]
+ExtractOption = Callable[[str, Sequence[str], Sequence[str]], str | None]
 
 
 def likeliest_choice(sample: Sample, answer: Answer) -> Verdict:
@@ -76,3 +77,21 @@ def _likeliest(sample: Sample, answer: Answer) -> list[str]:
         return []
     highest = max(found)
     return [label for label, each in zip(sample.labels, found, strict=True) if each == highest]
+
+
+def chosen_option(extract: ExtractOption) -> Scorer:
+    """Right if the label that is extracted is the gold one, or stands for the same text.
+
+    Args:
+        extract: Completion, labels and texts of the options -> label, None if there is none.
+    """
+
+    def score(sample: Sample, answer: Answer) -> Verdict:
+        found = extract(answer.completion, sample.labels, sample.options)
+        if found is None or found == sample.gold:
+            return Verdict(found, found is not None)
+        texts = dict(zip(sample.labels, sample.options, strict=False))
+        same = found in texts and texts[found] == texts.get(sample.gold)
+        return Verdict(found, same)
+
+    return score

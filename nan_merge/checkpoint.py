@@ -10,6 +10,7 @@ from typing import Any
 
 from nan_merge.errors import CheckpointError
 from nan_merge.hub import resolve_folder
+from nan_merge.naming import hub_names, read_config
 from nan_merge.pickled import PICKLED_SUFFIXES, convert_pickled, pickled_files
 from nan_merge.safetensors_file import TensorInfo, read_header
 
@@ -27,7 +28,8 @@ class Checkpoint:
         name: How the model is called in messages and tables.
         folder: Where it lies.
         files: Its safetensors files, sorted.
-        tensors: Name -> place, sorted by name so that numbers count (layer 2 before layer 10).
+        tensors: Name -> place, sorted by name so that numbers count (layer 2 before layer 10). A
+            vision-language model's names are the hub's, whatever its files call them.
     """
 
     name: str
@@ -73,8 +75,20 @@ def open_checkpoint(path: str, name: str | None = None) -> Checkpoint:
                     f"{file}. Remove the file that does not belong to the checkpoint."
                 )
             tensors[tensor_name] = tensor
-    ordered = dict(sorted(tensors.items(), key=lambda item: natural_key(item[0])))
-    return Checkpoint(name or folder.name, folder, files, ordered)
+    return Checkpoint(name or folder.name, folder, files, _in_hub_names(folder, tensors))
+
+
+def _in_hub_names(folder: Path, tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Tensors under the names that `nan_merge.naming` gives them, sorted."""
+    found: dict[str, TensorInfo] = {}
+    for stored, name in hub_names(read_config(folder), list(tensors)).items():
+        if name in found:
+            raise CheckpointError(
+                f"{folder}: tensors {found[name].name!r} and {stored!r} are both {name} by the "
+                "naming of the hub. Remove the one that does not belong to the checkpoint."
+            )
+        found[name] = tensors[stored]
+    return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
 
 
 def _single_file(path: Path) -> Path:

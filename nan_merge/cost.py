@@ -69,8 +69,7 @@ def list_passes(plan: MergePlan) -> list[Pass]:
 def _bytes_of_unhashed(plan: MergePlan) -> int:
     """Inputs with tensors that the merge leaves out are read once more, to be fingerprinted."""
     kept = {tensor.name for tensor in plan.tensors}
-    checkpoints = (plan.base, *plan.models) if plan.base else plan.models
-    unread = [each for each in checkpoints if each.tensors.keys() != kept]
+    unread = [each for each in plan.inputs if each.tensors.keys() != kept]
     if plan.statistics:  # which must belong to these very models
         unread = [*plan.models, *(each.checkpoint for each in plan.statistics)]
     return sum(

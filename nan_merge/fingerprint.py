@@ -75,9 +75,10 @@ def remembered_fingerprint(checkpoint: Checkpoint) -> str | None:
 
 def remember(checkpoint: Checkpoint, digests: SegmentDigests) -> str:
     """Keep and return the fingerprint that these digests make."""
+    # By the names in the files: which ones a merge knows the tensors by is not their content.
     lines = [
-        f"{name} {tensor.dtype} {tuple(tensor.shape)} {_join(digests[name])}"
-        for name, tensor in sorted(checkpoint.tensors.items())
+        f"{tensor.name} {tensor.dtype} {tuple(tensor.shape)} {_join(digests[name])}"
+        for name, tensor in sorted(checkpoint.tensors.items(), key=lambda item: item[1].name)
     ]
     found = digest_text("\n".join(lines))
     entries = {key: entry for key, entry in _load().items() if Path(entry["folder"]).exists()}

@@ -17,6 +17,7 @@ from nan_merge.dtypes import DType
 from nan_merge.errors import CheckpointError
 from nan_merge.lora_config import LoraSettings, read_lora_settings
 from nan_merge.lora_tensor import LoraTensor
+from nan_merge.naming import hub_names, read_config
 from nan_merge.pickled import convert_pickled
 from nan_merge.safetensors_file import TensorInfo, read_header
 
@@ -138,8 +139,10 @@ def _find_renaming(base: Checkpoint, weights: Path, names: list[str]) -> Callabl
     ``transformer.h.0.attn``); one renaming must fit all names.
     """
     prefixes = dict.fromkeys(name.split(".")[0] for name in base.tensors)
+    config = read_config(config_folder(base))
 
     renamings: list[Callable[[str], str]] = [lambda name: name, lambda name: name.partition(".")[2]]
+    renamings.append(lambda name: hub_names(config, [name])[name])
     renamings += [lambda name, prefix=prefix: f"{prefix}.{name}" for prefix in prefixes]
     misses = [[name for name in names if rename(name) not in base.tensors] for rename in renamings]
     if not names or all(misses):

@@ -20,6 +20,7 @@ from nan_merge.json_file import read_json_table
 from nan_merge.measured import Measured
 from nan_merge.plan import MergePlan
 from nan_merge.publish import write_text_atomically
+from nan_merge.result_config import write_head_ties
 from nan_merge.shard import ShardRecord
 from nan_merge.token_ids import write_token_ids
 from nan_merge.tokenizer_files import write_tokenizer
@@ -67,6 +68,13 @@ def merge_key(plan: MergePlan, inputs: Sequence[str]) -> str:
     table = recipe["coefficients"].pop("table")
     if table is not None:
         recipe["coefficients"]["table"] = digest_file(Path(table))
+    recipe["modules"] = {
+        module: source if isinstance(source, str) else "place"
+        for module, source in recipe["modules"].items()
+    }
+    for key, default in (("modules", {}), ("config", "base")):
+        if recipe[key] == default:  # they came later; without them all is as before
+            del recipe[key]
     content = {
         "arithmetic": ARITHMETIC_VERSION,
         "recipe": recipe,
@@ -145,7 +153,7 @@ def make_manifest(
 ) -> dict[str, Any]:
     """The manifest of a merge; the same merge gives the same manifest."""
     models = [model.name for model in plan.models]
-    inputs = ["base", *models] if plan.base else models
+    inputs = [*(["base"] if plan.base else []), *models, *(place.name for place in plan.places)]
     repairs: dict[str, dict[str, float]] = {}
     for record in files:
         for repair, of_tensors in record.repairs.items():
@@ -192,6 +200,7 @@ def _copy_side_files(plan: MergePlan, folder: Path) -> None:
         write_tokenizer(folder, words.folder, words.added, words.folders, words.num_rows)
         if words.folder != plan.side_folder:
             write_token_ids(folder, plan.side_folder, words.folder)
+    write_head_ties(folder, [tensor.name for tensor in plan.tensors])
     config_path = folder / "config.json"
     if plan.recipe.dtype and config_path.is_file():
         config = json.loads(config_path.read_bytes())

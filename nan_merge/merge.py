@@ -82,8 +82,7 @@ class _Job:
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        plan = self.plan
-        return (plan.base, *plan.models) if plan.base else plan.models
+        return self.plan.inputs
 
     @property
     def group(self) -> tuple[str, ...]:
@@ -102,6 +101,7 @@ class _Job:
             *map(identity, self.checkpoints),
             *sizes,
             *tensors,
+            *(tensor.taken_from or "" for tensor in self.plan.tensors),
         )
 
 
@@ -295,10 +295,12 @@ def _fingerprints(job: _Job, records: Sequence[ShardRecord]) -> list[str]:
     """Fingerprints of the inputs, from the hashes that the merge took of what it read."""
     found: list[str] = []
     for place, checkpoint in enumerate(job.checkpoints):
+        own = _own_names(job.plan, place)
         digests = {
             name: [bytes.fromhex(segment) for segment in segments]
             for record in records
-            for name, segments in record.inputs[place].items()
+            for name, segments in (record.inputs[place].items() if own else ())
+            if name in own
         }
         if digests.keys() == checkpoint.tensors.keys():
             known = remembered_fingerprint(checkpoint)
@@ -306,6 +308,14 @@ def _fingerprints(job: _Job, records: Sequence[ShardRecord]) -> list[str]:
         else:  # tensors that the merge leaves out are part of a checkpoint all the same
             found.append(fingerprint(checkpoint))
     return found
+
+
+def _own_names(plan: MergePlan, place: int) -> set[str]:
+    """Tensors that were read from an input itself, and not from what stands in for it."""
+    if place >= len(plan.inputs) - len(plan.places):  # it was read for what is taken from it alone
+        return set()
+    own = plan.inputs[place].tensors
+    return {each.name for each in plan.tensors if each.inputs[place] is own.get(each.name)}
 
 
 def _remember_output(job: _Job, records: Sequence[ShardRecord]) -> None:

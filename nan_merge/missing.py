@@ -19,6 +19,12 @@ from typing import Any, Literal
 
 from nan_merge.checkpoint import Checkpoint
 from nan_merge.lora import config_folder
+from nan_merge.modules import (
+    explain_lacking,
+    family_of_checkpoint,
+    lacking_modules,
+    module_of,
+)
 from nan_merge.safetensors_file import TensorInfo
 from nan_merge.vocabulary import VOCABULARY_NAMES
 
@@ -44,14 +50,21 @@ def find_problems(
     """Why models cannot be merged, a line each: tensors that are missing or do not correspond."""
     reference = base or models[0]
     yield from _useless_patterns([reference, *models], missing)
+    family = family_of_checkpoint(reference)
     for model in models:
+        lacking = lacking_modules(model, reference)
+        told = False
         for name, expected in reference.tensors.items():
             found = model.tensors.get(name)
             if found is not None:
                 yield from _misfit(name, reference, expected, model, found)
                 continue
             policy = missing_policy(missing, name)
-            if policy == "error":
+            if policy == "error" and module_of(name, family) in lacking:
+                if not told:
+                    yield explain_lacking(model, lacking)
+                told = True
+            elif policy == "error":
                 hint = _tied_head(name, reference, model, lacking=model)
                 yield f"{model.name} ({model.folder}) lacks tensor {name}{hint}"
             elif policy == "base" and base is None:

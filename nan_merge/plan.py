@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
-from nan_merge.checkpoint import OPEN_CLIP_WEIGHTS, Checkpoint, layer_of
+from nan_merge.checkpoint import OPEN_CLIP_WEIGHTS, Checkpoint, layer_of, natural_key
 from nan_merge.coefficients import check_num_layers
 from nan_merge.data_statistics import DataStatistics, statistics_of
 from nan_merge.dtypes import BY_LABEL, DType
 from nan_merge.errors import IncompatibleError, OutputError
-from nan_merge.json_file import read_json_table
 from nan_merge.lora import config_folder
 from nan_merge.methods import METHODS
 from nan_merge.missing import Missing, find_problems, missing_policy
+from nan_merge.modules import Taken, as_language_model, take_modules
 from nan_merge.problems import (
     Problems,
     as_one,
@@ -29,6 +29,7 @@ from nan_merge.problems import (
 )
 from nan_merge.publish import explain_write_errors, staging_path
 from nan_merge.recipe import MergeRecipe
+from nan_merge.result_config import check_config
 from nan_merge.safetensors_file import TensorInfo
 from nan_merge.tensor_options import options_by_tensor
 from nan_merge.vocabulary import Vocabulary
@@ -44,11 +45,13 @@ class AlignedTensor:
         name: Tensor's name.
         base: In the base model, if there is one.
         finetuned: In each fine-tuned model, in the recipe's order.
+        taken_from: Whose it is, if it is taken as it is: then all inputs are that one tensor.
     """
 
     name: str
     base: TensorInfo | None
     finetuned: tuple[TensorInfo, ...]
+    taken_from: str | None = None
 
     @property
     def reference(self) -> TensorInfo:
@@ -62,8 +65,11 @@ class AlignedTensor:
 
     @property
     def is_merged(self) -> bool:
-        """Whether it holds floating-point numbers; others are copied if all models agree."""
-        return self.reference.dtype.is_floating_point
+        """Whether it holds floating-point numbers that are not taken from one model.
+
+        Others are copied: what is taken as it is, the rest if all models agree.
+        """
+        return self.taken_from is None and self.reference.dtype.is_floating_point
 
     @property
     def input_bytes(self) -> int:
@@ -72,7 +78,8 @@ class AlignedTensor:
 
     def output_dtype(self, dtype: DType | None) -> DType:
         """Its type in the result, if floats are asked to be ``dtype``."""
-        return dtype if dtype is not None and self.is_merged else self.reference.stored_dtype
+        is_float = self.reference.dtype.is_floating_point
+        return dtype if dtype is not None and is_float else self.reference.stored_dtype
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,7 @@ class MergePlan:
         shards: The same, by file.
         vocabulary: The result's rows and tokenizer, if tokenizers were compared.
         statistics: What data said of each model, if the method reads it.
+        taken: What is taken from one model instead of being merged.
     """
 
     recipe: MergeRecipe
@@ -121,6 +129,7 @@ class MergePlan:
     shards: tuple[ShardPlan, ...]
     vocabulary: Vocabulary | None = None
     statistics: tuple[DataStatistics, ...] = ()
+    taken: Taken = field(default_factory=Taken)
 
     def data_statistics(self, names: Sequence[str]) -> dict[str, tuple[TensorInfo, ...]]:
         """Name -> where each model's statistics of that tensor lie, for those that have them."""
@@ -129,9 +138,19 @@ class MergePlan:
         return {name: tuple(table[name] for table in tables) for name in known}
 
     @property
+    def places(self) -> tuple[Checkpoint, ...]:
+        """Checkpoints that parts of the result are taken from and that are not merged."""
+        return self.taken.places
+
+    @property
+    def inputs(self) -> tuple[Checkpoint, ...]:
+        """All checkpoints that are read: the base, if there is one, the models, the places."""
+        return (*([self.base] if self.base else []), *self.models, *self.places)
+
+    @property
     def reference(self) -> Checkpoint:
         """The checkpoint whose config and tokenizer the result takes over."""
-        return self.base or self.models[0]
+        return config_model(self.recipe, self.base, self.models)
 
     @property
     def side_folder(self) -> Path:
@@ -173,6 +192,7 @@ def find_plan(recipe: MergeRecipe) -> tuple[MergePlan | None, Problems]:
     base, models = open_each(recipe, problems)
     if not models:
         return None, problems
+    base, models = _of_one_family(base, models)
     missing, matched = recipe.missing, None
     lost_base = recipe.base is not None and base is None
     lost = {each.name for each in recipe.models} - {model.name for model in models}
@@ -186,28 +206,61 @@ def find_plan(recipe: MergeRecipe) -> tuple[MergePlan | None, Problems]:
         base, models = base and without_vocabulary(base), list(map(without_vocabulary, models))
     if lost_base:
         missing = _without_base(missing)
-    tensors = attempt(problems, align, base, models, missing)
+    taken = Taken()
+    if recipe.modules and not lost_base and not lost:
+        taken = attempt(problems, take_modules, recipe, base, models) or taken
+    tensors = attempt(problems, align, base, models, missing, taken)
     if not tensors:
         return None, problems
     attempt(problems, check_num_layers, recipe, [tensor.name for tensor in tensors])
-    if whole:
-        attempt(problems, _refuse_nothing_to_merge, tensors)
-        attempt(problems, _refuse_damaged_config, config_folder(base or models[0]))
-        names = [model.name for model in models]
-        attempt(problems, coefficients_from_headers, recipe, names, tensors)
-        merged = [tensor.name for tensor in tensors if tensor.is_merged]
-        attempt(problems, options_by_tensor, recipe.method, merged, len(models))
-    wanted, statistics = METHODS[recipe.method.name].reads, None
-    if whole and wanted is not None:
-        statistics = attempt(problems, statistics_of, recipe, wanted, tensors)
+    statistics = _check_whole(recipe, base, models, tensors, problems) if whole else None
     dtype = BY_LABEL[recipe.dtype] if recipe.dtype else None
     if (base or models[0]).is_open_clips:
         shards: tuple[ShardPlan, ...] = (ShardPlan(OPEN_CLIP_WEIGHTS, tensors, dtype),)
     else:
         shards = tuple(pack_shards(tensors, dtype, recipe.shard_bytes))
     vocabulary = matched.vocabulary if matched else None
-    plan = MergePlan(recipe, base, tuple(models), tensors, shards, vocabulary, statistics or ())
+    plan = MergePlan(
+        recipe, base, tuple(models), tensors, shards, vocabulary, statistics or (), taken
+    )
     return plan, problems
+
+
+def _check_whole(
+    recipe: MergeRecipe,
+    base: Checkpoint | None,
+    models: Sequence[Checkpoint],
+    tensors: tuple[AlignedTensor, ...],
+    problems: Problems,
+) -> tuple[DataStatistics, ...] | None:
+    """What can be said when all tensors are known; statistics, if the method reads any."""
+    attempt(problems, _refuse_nothing_to_merge, tensors)
+    result = config_model(recipe, base, models)
+    attempt(problems, check_config, result, base or models[0], tensors)
+    names = [model.name for model in models]
+    attempt(problems, coefficients_from_headers, recipe, names, tensors)
+    merged = [tensor.name for tensor in tensors if tensor.is_merged]
+    attempt(problems, options_by_tensor, recipe.method, merged, len(models))
+    wanted = METHODS[recipe.method.name].reads
+    if wanted is None:
+        return None
+    return attempt(problems, statistics_of, recipe, wanted, tensors)
+
+
+def config_model(
+    recipe: MergeRecipe, base: Checkpoint | None, models: Sequence[Checkpoint]
+) -> Checkpoint:
+    """The model whose config the result has."""
+    by_name = {model.name: model for model in models}
+    return by_name.get(recipe.config) or base or models[0]
+
+
+def _of_one_family(
+    base: Checkpoint | None, models: Sequence[Checkpoint]
+) -> tuple[Checkpoint | None, list[Checkpoint]]:
+    """Language models of their own, by the names that they have in the reference."""
+    whole = base or models[0]
+    return base, [as_language_model(model, whole) for model in models]
 
 
 def _without_base(missing: Missing) -> Missing:
@@ -220,13 +273,6 @@ def _without_base(missing: Missing) -> Missing:
 def _refuse_nothing_to_merge(tensors: Sequence[AlignedTensor]) -> None:
     if not any(tensor.is_merged for tensor in tensors):
         raise IncompatibleError("The models hold no tensor of floating-point numbers to merge.")
-
-
-def _refuse_damaged_config(folder: Path) -> None:
-    """The result takes it over, and changes it; better to hear of it before the merge."""
-    path = folder / "config.json"
-    if path.is_file():
-        read_json_table(path, "Save or download the model again.")
 
 
 def check_disk(results: Sequence[tuple[MergePlan, Path]]) -> None:
@@ -257,7 +303,10 @@ def check_disk(results: Sequence[tuple[MergePlan, Path]]) -> None:
 
 
 def align(
-    base: Checkpoint | None, models: Sequence[Checkpoint], missing: Missing = "error"
+    base: Checkpoint | None,
+    models: Sequence[Checkpoint],
+    missing: Missing = "error",
+    taken: Taken | None = None,
 ) -> tuple[AlignedTensor, ...]:
     """Pair the tensors of all inputs by name.
 
@@ -265,10 +314,15 @@ def align(
         base: The base model, if there is one.
         models: The fine-tuned models.
         missing: What to do with a tensor that not all of them have; see `nan_merge.missing`.
+        taken: What is taken from one of them, and not paired.
 
     Raises:
         IncompatibleError: If a tensor is missing somewhere, or has another shape or kind.
     """
+    has_base, num_models = base is not None, len(models)
+    taken = taken or Taken()
+    if taken.modules:
+        base, models = base and _without(base, taken), [_without(each, taken) for each in models]
     reference = base or models[0]
     problems = list(find_problems(base, models, missing))
     aligned: list[AlignedTensor] = []
@@ -279,6 +333,11 @@ def align(
         # What a model lacks, under the policy `base`, it has as the base has it.
         finetuned = tuple(own if tensor is None else tensor for tensor in found)
         aligned.append(AlignedTensor(name, own if base else None, finetuned))
+    for name, each in taken.tensors.items() if not problems else ():
+        alone = each.tensor if has_base else None
+        aligned.append(AlignedTensor(name, alone, (each.tensor,) * num_models, each.source))
+    if taken.tensors:
+        aligned.sort(key=lambda tensor: natural_key(tensor.name))
     if not aligned and not problems:
         problems = ["no tensor is in all of them"]
     if problems:
@@ -289,6 +348,11 @@ def align(
             "of them have."
         )
     return tuple(aligned)
+
+
+def _without(checkpoint: Checkpoint, taken: Taken) -> Checkpoint:
+    kept = {k: tensor for k, tensor in checkpoint.tensors.items() if k not in taken.modules}
+    return replace(checkpoint, tensors=kept)
 
 
 def list_problems(problems: Sequence[str]) -> str:

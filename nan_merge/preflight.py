@@ -66,8 +66,7 @@ def check_output(recipe: MergeRecipe, plan: MergePlan | None, output: Path) -> N
     """
     with explain_write_errors(output):
         if plan is not None:
-            checkpoints = (plan.base, *plan.models) if plan.base else plan.models
-            refuse_input_as_output(checkpoints, output)
+            refuse_input_as_output(plan.inputs, output)
         if (output / MANIFEST_NAME).is_file():
             if is_whole(output):  # else it lost a file, and the merge will be made again
                 _refuse_other_merge(recipe, read_manifest(output / MANIFEST_NAME), output)
@@ -168,7 +167,9 @@ def _kept(plan: MergePlan) -> Iterator[tuple[str, str, int]]:
     adds_to_base = METHODS[plan.recipe.method.name].for_options(plan.recipe.method).needs_base
     for tensor in plan.tensors:
         size = tensor.reference.num_elements
-        if not tensor.is_merged:
+        if tensor.taken_from is not None:
+            yield tensor.name, f"taken from {tensor.taken_from} (`modules`)", size
+        elif not tensor.is_merged:
             yield tensor.name, "copied, if all models agree", size
         elif adds_to_base and not any(table.for_tensor(tensor.name)):
             yield tensor.name, "base's: no model has weight here", size
@@ -201,10 +202,14 @@ def _left_out(plan: MergePlan) -> Iterator[tuple[str, str, int]]:
     kept = {tensor.name for tensor in plan.tensors}
     sizes: dict[str, int] = {}
     owners: dict[str, list[str]] = {}
-    for checkpoint in (plan.base, *plan.models):
-        for name, tensor in checkpoint.tensors.items() if checkpoint else ():
-            if name not in kept and checkpoint:
+    for checkpoint in plan.inputs:
+        for name, tensor in checkpoint.tensors.items():
+            if name not in kept:
                 sizes[name] = tensor.num_elements
                 owners.setdefault(name, []).append(checkpoint.name)
+    places = {place.name for place in plan.places}
     for name, size in sizes.items():
-        yield name, f"left out (`missing`): only in {', '.join(owners[name])}", size
+        # Of a place all is left out that is not the module; of a module what its source lacks.
+        by_module = name in plan.taken.modules or places.issuperset(owners[name])
+        key = "modules" if by_module else "missing"
+        yield name, f"left out (`{key}`): only in {', '.join(owners[name])}", size

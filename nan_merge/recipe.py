@@ -80,6 +80,16 @@ class ModelReference(StrictModel):
         return weight
 
 
+class ModulePlace(StrictModel):
+    """A module's tensors that lie in a model which is not merged."""
+
+    path: str
+    """Folder or hub id; such as CLIP's, for a vision tower that LLaVA's own format leaves out."""
+
+
+ModuleSource = str | ModulePlace
+MERGED = "merge"
+
 # Fields of `CoefficientSpec` that say how norms become shares.
 NORM_KNOBS = ("target", "scope", "include", "exclude", "power", "zero_norm")
 
@@ -190,6 +200,14 @@ class MergeRecipe(StrictModel):
     missing: MissingPolicy | dict[str, MissingPolicy] = "error"
     """Tensors that not all models have: `error`, `base` (exactly the base's tensors; a model that
     lacks one counts as not having changed it), `drop` (left out); or a table of name patterns."""
+    modules: dict[str, ModuleSource] = Field(default_factory=dict)
+    """Parts of a model -> `merge`, or whose the result shall have: `base`, a model's name, or
+    `{path: ...}`. A part is `language_model`, `projector` or `vision_tower` of a vision-language
+    model, or a pattern of tensor names; the first that fits a tensor counts, and tensors that none
+    fits are merged."""
+    config: str = "base"
+    """Whose config, processor and like files the result has: `base` (the first model's if there is
+    no base), or a model's name."""
     tokenizer: str | None = "base"
     """Vocabulary of the result: `base`, `union`, or a model's name; rows are matched by token.
     `null` compares nothing."""
@@ -227,13 +245,33 @@ class MergeRecipe(StrictModel):
             refuse_by_tensor(self.method, THRESHOLD_OF_ALL)
         self._method_takes_these_models()
         self._method_takes_these_coefficients()
+        self._modules_name_models()
         return self
 
     def as_json(self) -> dict[str, Any]:
         """What a file would hold that gives this recipe back."""
         content = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        for key in ("modules", "config"):  # they came later; without them all is as before
+            if content[key] == MergeRecipe.model_fields[key].get_default(call_default_factory=True):
+                del content[key]
         # The one field whose `null` is not what its absence means.
         return content if self.tokenizer is not None else {**content, "tokenizer": None}
+
+    def _modules_name_models(self) -> None:
+        names = [model.name for model in self.models]
+        has_base = ["base"] if self.base is not None else []
+        for module, source in self.modules.items():
+            if isinstance(source, str) and source not in (MERGED, *has_base, *names):
+                known = ", ".join([f"`{MERGED}`", *(f"`{name}`" for name in [*has_base, *names])])
+                raise ValueError(
+                    f"modules: {module}: {source!r} is none of {known}; for a folder or hub id "
+                    f"write `{{path: {source}}}`"
+                )
+        if self.config not in ("base", *names):
+            raise ValueError(
+                f"config: {self.config!r} is neither `base` nor a model of this recipe "
+                f"({', '.join(names)})"
+            )
 
     def _method_takes_these_models(self) -> None:
         row, num_models = METHODS[self.method.name], len(self.models)

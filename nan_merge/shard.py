@@ -28,6 +28,7 @@ from nan_merge.compiled_merge import merge_run, prepare
 from nan_merge.device import chosen_device
 from nan_merge.dtypes import DType, finite
 from nan_merge.errors import CheckpointError, IncompatibleError
+from nan_merge.lazy_torch import torch
 from nan_merge.measured import Measured, is_compiled, method_of
 from nan_merge.plan import AlignedTensor, ShardPlan
 from nan_merge.publish import (
@@ -301,7 +302,7 @@ def _add_repair(repairs: dict[str, float], repair: str, number: float) -> None:
 
 
 def _copy(chunk: Chunk, outputs: Sequence[_Output]) -> MergedChunk:
-    """A tensor that holds no floating-point numbers cannot be averaged; all must agree on it."""
+    """A tensor that is taken from one model, or that cannot be averaged and all must agree on."""
     tensor = chunk.tensor
     hashes = _Hashes(tensor, outputs)
     for run in chunk.runs():
@@ -314,10 +315,22 @@ def _copy(chunk: Chunk, outputs: Sequence[_Output]) -> MergedChunk:
                     "integers, which cannot be merged. Are the models fine-tunes of one base?"
                 )
         for output, content in zip(outputs, hashes.outputs, strict=True):
-            content.update(stored[0])
-            output.write(tensor, run.start, stored[0])
+            data = _in_type(tensor, stored[0], tensor.output_dtype(output.job.shard.dtype))
+            content.update(data)
+            output.write(tensor, run.start, data)
         report_progress(sum(map(len, stored)))
     return hashes.digests()
+
+
+def _in_type(tensor: AlignedTensor, stored: np.ndarray, dtype: DType) -> np.ndarray:
+    """A copy's bytes, rounded once if the result is to have another type of number."""
+    own = tensor.reference.dtype
+    if own == dtype:
+        return stored
+    numbers = torch.from_numpy(stored).view(own.torch).to(dtype.torch)
+    if not bool(numbers.isfinite().all()):
+        raise _not_finite(tensor, [stored] * len(tensor.inputs), dtype)
+    return numbers.view(torch.uint8).numpy()
 
 
 def _not_finite(

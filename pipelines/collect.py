@@ -67,6 +67,28 @@ def result_rows(
     return tuple(rows)
 
 
+def at_chance(scores: Scores, num_classes: Mapping[str, int]) -> list[str]:
+    """Warn of benchmarks on which the pretrained model only guesses: labels are then suspicious.
+
+    Args:
+        scores: Of all models.
+        num_classes: Benchmark -> how many classes it has.
+    """
+    guesses: list[str] = []
+    for benchmark, count in num_classes.items():
+        score, chance = scores[PRETRAINED, benchmark], 1 / count
+        error = (chance * (1 - chance) / max(1, score.num_samples)) ** 0.5
+        if score.value <= chance + 2 * error:
+            guesses.append(f"{benchmark} {score.value:.1%} ({count} classes)")
+    if not guesses:
+        return []
+    return [
+        f"Suspicious: {PRETRAINED} is no better than chance on {', '.join(guesses)}. A pretrained "
+        "CLIP is far better: labels may be in another order than the class names, or the heads of "
+        "another model."
+    ]
+
+
 def row_of(model: str, kind: RowKind, recipe: MergeRecipe | None, score: Score) -> ResultRow:
     """A score as a row of the table; ``recipe`` is that of a merged model."""
     return ResultRow(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluators.profiles import Profile
-from evaluators.samples import Piece, Sample
+from evaluators.samples import Message, Piece, Sample
 from nan_merge.config_messages import did_you_mean
 from nan_merge.errors import ConfigError, DataError
 from pipelines.language_config import BenchmarkSpec
@@ -117,17 +117,24 @@ def data_folder(benchmark: str, data: Path | None) -> Path:
         ConfigError: If no folder was named, neither here nor by ``$NAN_MERGE_DATA``.
         DataError: If it is not there.
     """
-    if data is None and not os.environ.get(DATA_VARIABLE):
+    folder = named_folder(data)
+    if folder is None:
         raise ConfigError(
             f"Where is the data of {benchmark}? Name its folder with --data (or `data:` in a run "
             f"file), or set {DATA_VARIABLE}. `nan-merge data fetch {benchmark} DIR` gets it where "
             "there is a hub."
         )
-    folder = data or Path(os.environ[DATA_VARIABLE])
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder} with the data of {benchmark}.")
     names = (benchmark, benchmark.removesuffix("-test"))  # another split of the same data
     return next((folder / name for name in names if (folder / name).is_dir()), folder)
+
+
+def named_folder(data: Path | None) -> Path | None:
+    """The folder of data that was named: here, or by ``$NAN_MERGE_DATA``."""
+    if data is None and os.environ.get(DATA_VARIABLE):
+        return Path(os.environ[DATA_VARIABLE])
+    return data
 
 
 def samples_digest(samples: Sequence[Sample]) -> str:
@@ -150,12 +157,23 @@ def samples_digest(samples: Sequence[Sample]) -> str:
             sample.labels,
             sample.gold,
         ]
+        if sample.images:
+            content += [
+                [each.digest for each in sample.images],
+                sample.options,
+                sample.answer_format,
+            ]
         digest.update(json.dumps(content).encode())
     return digest.hexdigest()
 
 
 def _plain(piece: Piece) -> object:
-    return piece if isinstance(piece, str) else [[each.role, each.content] for each in piece]
+    return piece if isinstance(piece, str) else [_plain_message(each) for each in piece]
+
+
+def _plain_message(message: Message) -> list[object]:
+    plain: list[object] = [message.role, message.content]
+    return [*plain, message.num_images] if message.num_images else plain
 
 
 def _asked(profile: Profile, samples: Sequence[Sample], spec: BenchmarkSpec) -> frozenset[str]:

@@ -23,6 +23,7 @@ from pipelines.language_scores import (
     ScoredRecord,
     benchmark_of,
     groups_sheet,
+    measures_sheet,
     notes_of,
     score_record,
     scores_json,
@@ -152,6 +153,8 @@ def _print(scored: Sequence[ScoredRecord], title: str, console: Console) -> None
     console.print(rich_table(scores_sheet(scored, title), console.width))
     if (groups := groups_sheet(scored)) is not None:
         console.print(rich_table(groups, console.width))
+    if (measures := measures_sheet(scored)) is not None:
+        console.print(rich_table(measures, console.width))
     for note in notes_of(scored):
         console.print(note, markup=False, highlight=False, soft_wrap=True)
 

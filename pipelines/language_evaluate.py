@@ -19,7 +19,7 @@ from evaluators.language_evaluation import (
 )
 from evaluators.prediction_journal import PredictionJournal
 from evaluators.predictions import read_key, read_predictions
-from evaluators.rendering import check_chat_template, load_tokenizer
+from evaluators.rendering import check_chat_template, load_tokenizer, wording_of
 from nan_merge.errors import EngineDiedError
 from nan_merge.hub import resolve_folder
 from pipelines.language_benchmarks import OpenBenchmark
@@ -115,6 +115,12 @@ def _check_tokenizer(folder: Path, benchmark: OpenBenchmark) -> None:
     tokenizer = load_tokenizer(folder)
     if benchmark.uses_chat_template:
         check_chat_template(tokenizer, folder)
+    shown = next((sample for sample in benchmark.samples if sample.images), None)
+    if shown is not None:
+        from evaluators.picture_evaluation import check_sees
+
+        wording = wording_of(benchmark.profile, benchmark.uses_chat_template)
+        check_sees(tokenizer, folder, shown, wording)
 
 
 @dataclass(frozen=True)

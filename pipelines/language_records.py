@@ -30,7 +30,10 @@ INFERENCE_VERSION = 1
 """Raise it when the code would give other answers to the same prompts."""
 OWN_SOURCE = "nan-merge"
 # Files that shape prompts or answers besides the weights.
-SHAPING_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+SHAPING_FILES = (
+    "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json",
+    *TOKENIZER_FILES,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

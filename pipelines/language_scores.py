@@ -53,6 +53,7 @@ class ScoredRecord:
             "micro": _plain(scores.micro),
             "groups": {name: _plain(score) for name, score in scores.groups.items()},
             "subsets": {name: _plain(score) for name, score in scores.subsets.items()},
+            "measures": {name: _plain(score) for name, score in scores.measures.items()},
             "missing_subsets": list(scores.missing_subsets),
             "abstain_rate": scores.abstain_rate,
             "truncation_rate": None
@@ -165,6 +166,26 @@ def groups_sheet(scored: Sequence[ScoredRecord]) -> Sheet | None:
     return Sheet("Groups", "group", ("score", "n"), tuple(lines), caption)
 
 
+def measures_sheet(scored: Sequence[ScoredRecord]) -> Sheet | None:
+    """A line per score that benchmarks have of their own; None if none has any."""
+    lines = [
+        Line(
+            f"{each.scores.benchmark}: {name} ({each.scores.scorer})",
+            (_score_cell(score), Cell(f"{score.num_samples:,}")),
+            number == 0,
+        )
+        for each in scored
+        for number, (name, score) in enumerate(each.scores.measures.items())
+    ]
+    if not lines:
+        return None
+    caption = (
+        "In %: accuracy on a part of a benchmark, or what its authors measure (docs/evaluation.md);"
+        " ±: standard error."
+    ) + _about_errors(lines)
+    return Sheet("Parts and measures", "of", ("score", "n"), tuple(lines), caption)
+
+
 def notes_of(scored: Sequence[ScoredRecord]) -> list[str]:
     """What a reader of the scores should know."""
     notes: list[str] = []
@@ -228,4 +249,6 @@ def _about_errors(lines: Sequence[Line]) -> str:
 
 
 def _score_cell(score: Score) -> Cell:
+    if math.isnan(score.value):
+        return Cell(MISSING)
     return Cell(f"{score.value * 100:.1f}", spread_in_percent(score.standard_error))

@@ -51,8 +51,7 @@ def plan_command(
 
 def unfetched(plan: MergePlan, headers: Path) -> list[str]:
     """What must be downloaded first: files that are headers alone, of the hub in this folder."""
-    checkpoints = (plan.base, *plan.models) if plan.base else plan.models
-    files = {file for each in checkpoints for file in each.files}
+    files = {file for each in plan.inputs for file in each.files}
     of_hub = {file for file in files if headers in file.parents}
     of_stores = {file for file in files if object_store.is_header_copy(file)}
     return [

@@ -13,6 +13,7 @@ from rich.text import Text
 from evaluators.language_scores import Outcome
 from evaluators.profiles import ScorerName
 from evaluators.rendering import Prompt, load_tokenizer, prompt_text, wording_of
+from evaluators.samples import Sample
 from nan_merge.errors import ConfigError, NanMergeError
 from pipelines.flips import Flips
 from pipelines.language_benchmarks import OpenBenchmark
@@ -136,13 +137,13 @@ def _prompt(record: Record, benchmark: OpenBenchmark, outcome: Outcome) -> str:
         plain = wording_of(benchmark.profile, False)
         text = prompt_text(None, outcome.sample, plain, num_shots)
         return f"{text}\n(without the chat template, which {info.folder} has no more)"
-    if _digest(text) != answer.prompt_digest:
+    if _digest(text, outcome.sample) != answer.prompt_digest:
         return f"{text}\n(made again; the model was shown another text)"
     return text
 
 
-def _digest(text: str) -> str:
-    return Prompt(text, ()).digest
+def _digest(text: str, sample: Sample) -> str:
+    return Prompt(text, (), image_digests=tuple(each.digest for each in sample.images)).digest
 
 
 @cache

@@ -50,7 +50,7 @@ def publish_results(
     folder, shown = config.folder, shown_results(results)
     rows = write_results(results, folder)
     write_text_atomically(folder / "config.yaml", results.config_yaml)
-    report = write_report(shown, folder, config.published)
+    report = write_report(results, folder, config.published)
     progress.console.print(results_table(shown, progress.console.width))
     if results.sweep:
         write_sweep(results, folder)

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from nan_merge.checkpoint import open_checkpoint
 from nan_merge.fingerprint import fingerprint
-from nan_merge.hub import resolve_folder
 from nan_merge.manifest import MANIFEST_NAME, read_manifest
 from nan_merge.measure import model_norms
 from nan_merge.merge import merge_checkpoints
@@ -26,7 +25,9 @@ from pipelines.config import MULTITASK, PRETRAINED, MergeEntry, RunConfig
 from pipelines.data_statistics import gather_statistics, with_statistics
 from pipelines.evaluate import Candidate
 from pipelines.events import EVENTS_NAME, EventLog
-from pipelines.experts import data_folder, prepare_sets, train_experts
+from pipelines.experts import train_experts
+from pipelines.image_data import prepare_image_sets
+from pipelines.image_towers import prepare_towers
 from pipelines.interrupt import noticing_interrupts
 from pipelines.language_experts import train_language_models
 from pipelines.language_workers import with_model_resources
@@ -52,7 +53,8 @@ class RunModels:
         models: The fine-tuned models.
         clip: For image towers: folder of the whole pretrained CLIP whose text tower makes the
             heads.
-        test_sets: For image towers: benchmark -> ``.npz`` file of its test images.
+        test_sets: For image towers: benchmark -> file or folder of its test images.
+        notes: What a reader of the table should know of the images.
         multitask: For image towers: a model that was trained on all tasks, if one was.
         statistics: Kind -> model's name -> folder of what data said of it, for the methods that
             read it.
@@ -63,6 +65,7 @@ class RunModels:
     models: tuple[ModelReference, ...]
     clip: Path | None = None
     test_sets: dict[str, Path] = field(default_factory=dict[str, Path])
+    notes: tuple[str, ...] = ()
     multitask: Path | None = None
     statistics: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
     learned: dict[str, Path] = field(default_factory=dict[str, Path])
@@ -176,16 +179,18 @@ def _find_models(config: RunConfig, workers: Workers) -> RunModels:
     if config.evaluate.is_language:
         assert config.base is not None, "checked before anything ran"
         return RunModels(config.base, config.models)
-    names = config.evaluate.image_tasks
-    data = data_folder(config.cache)
-    test_sets = prepare_sets(names, "test", config.seed, data, workers)
     if config.experts is not None:
         trained = train_experts(config, config.experts, workers)
-        return RunModels(
-            str(trained.base), trained.models, trained.clip, test_sets, trained.multitask
+        models = RunModels(
+            str(trained.base), trained.models, trained.clip, multitask=trained.multitask
         )
-    assert config.base is not None and config.clip is not None, "checked before anything ran"
-    return RunModels(config.base, config.models, resolve_folder(config.clip), test_sets)
+    else:
+        towers = prepare_towers(config, workers)
+        models = RunModels(towers.base, towers.models, towers.clip)
+    assert models.clip is not None, "image towers come with a CLIP"
+    tasks = config.evaluate.image_tasks
+    images = prepare_image_sets(config, tasks, "test", models.clip, workers)
+    return replace(models, test_sets=images.paths, notes=images.notes)
 
 
 def merge_all(

@@ -103,23 +103,23 @@ def _append(
     """Add a token, and find out whether it ends the answer."""
     answer.tokens.append(token)
     if token in end_ids:
-        text = _text(tokenizer, answer.prompt, answer.tokens[:-1])
+        text = added_text(tokenizer, answer.prompt, answer.tokens[:-1])
         answer.completion = Completion(text, "stop", len(answer.tokens))
         return
     if stops:
         longest = max(map(len, stops)) + _TAIL_TOKENS
         tail = tokenizer.decode(answer.tokens[-longest:], skip_special_tokens=True)
         if any(stop in tail for stop in stops):
-            text = _text(tokenizer, answer.prompt, answer.tokens)
+            text = added_text(tokenizer, answer.prompt, answer.tokens)
             cut = min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))
             answer.completion = Completion(text[:cut], "stop", len(answer.tokens))
             return
     if len(answer.tokens) == answer.room:
-        text = _text(tokenizer, answer.prompt, answer.tokens)
+        text = added_text(tokenizer, answer.prompt, answer.tokens)
         answer.completion = Completion(text, "length", len(answer.tokens))
 
 
-def _text(tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+def added_text(tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int]) -> str:
     """What the tokens add to the prompt's text; some tokenizers drop a space at the beginning."""
     before = list(prompt[-_CONTEXT_TOKENS:])
     context = tokenizer.decode(before, skip_special_tokens=True)

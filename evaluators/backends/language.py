@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from evaluators.profiles import Decoding
 
@@ -28,6 +28,34 @@ class Completion:
     num_tokens: int
 
 
+@dataclass(frozen=True)
+class PicturePrompt:
+    """A prompt that shows pictures.
+
+    Attributes:
+        text: As rendered, one placeholder a picture, with what the tokenizer puts before it.
+        token_ids: Of the same.
+        pictures: Decoded, PIL images in RGB, in the order of the placeholders.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    pictures: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class PictureCompletion:
+    """What a model wrote about pictures.
+
+    Attributes:
+        completion: The same as without pictures; None if the prompt did not fit.
+        num_prompt_tokens: Of the prompt, with what the pictures become.
+    """
+
+    completion: Completion | None
+    num_prompt_tokens: int
+
+
 class LanguageModel(Protocol):
     """A loaded causal language model.
 
@@ -40,6 +68,12 @@ class LanguageModel(Protocol):
 
     def generate(self, prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[Completion]:
         """Write greedily."""
+        ...
+
+    def generate_about(
+        self, prompts: Sequence[PicturePrompt], decoding: Decoding
+    ) -> list[PictureCompletion]:
+        """Write greedily about pictures; only models that can see do."""
         ...
 
     def next_token_log_probabilities(

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from evaluators.backends.greedy import write_greedily
-from evaluators.backends.language import Completion
+from evaluators.backends.language import Completion, PictureCompletion, PicturePrompt
+from evaluators.backends.picture_processor import can_see, load_processor
 from evaluators.backends.token_batches import batches, group_by_prefix
 from evaluators.profiles import Decoding
 from evaluators.rendering import end_token_ids, load_tokenizer, stop_token_ids
@@ -55,7 +56,9 @@ def open_transformers(
     """
     place = _device(device)
     tokenizer = load_tokenizer(folder)
-    model = _load(folder, DTYPES[dtype]).to(place).eval()
+    sees = can_see(folder)
+    processor = load_processor(folder) if sees else None
+    model = _load(folder, DTYPES[dtype], sees).to(place).eval()
     model.requires_grad_(False)
     return TransformersLanguageModel(
         model,
@@ -64,6 +67,7 @@ def open_transformers(
         max_length or most_positions(model.config),
         batch_tokens,
         reuse_prefixes,
+        processor,
     )
 
 
@@ -84,9 +88,9 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _load(folder: Path, dtype: torch.dtype) -> Any:
+def _load(folder: Path, dtype: torch.dtype, sees: bool = False) -> Any:
     try:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
         from transformers.utils import logging
     except ImportError as error:
         raise MissingExtraError(
@@ -94,7 +98,8 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
         ) from error
     logging.disable_progress_bar()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        kind: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        loaded: Any = kind.from_pretrained(
             folder,
             dtype=dtype,
             local_files_only=True,
@@ -127,11 +132,13 @@ class TransformersLanguageModel:
         max_length: int,
         batch_tokens: int,
         reuse_prefixes: bool,
+        processor: Any = None,
     ) -> None:
         self.max_length = max_length
         self._model: Any = model
         self._tokenizer, self._end_ids = tokenizer, tuple(end_ids)
         self._batch_tokens, self._reuse_prefixes = batch_tokens, reuse_prefixes
+        self._processor = processor
         self._picks_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def generate(self, prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[Completion]:
@@ -150,6 +157,28 @@ class TransformersLanguageModel:
             written = write_greedily(self._model, self._tokenizer, rows, room, end_ids, decoding)
             found.update(zip(places, written, strict=True))
         return [found[place] for place in range(len(prompts))]
+
+    def generate_about(
+        self, prompts: Sequence[PicturePrompt], decoding: Decoding
+    ) -> list[PictureCompletion]:
+        """Write greedily about pictures; a prompt that does not fit is answered by None.
+
+        Raises:
+            EvaluationError: If the model cannot see, or its logits are not numbers.
+        """
+        if self._processor is None:
+            raise EvaluationError("The model is no vision-language model.")
+        from evaluators.backends.transformers_picture import write_about
+
+        return write_about(
+            self._model,
+            self._processor,
+            prompts,
+            decoding,
+            end_ids=(*self._end_ids, *stop_token_ids(self._tokenizer, decoding.stop)),
+            max_length=self.max_length,
+            batch_tokens=self._batch_tokens,
+        )
 
     def next_token_log_probabilities(
         self, prompts: Sequence[Sequence[int]], token_ids: Sequence[Sequence[int]]

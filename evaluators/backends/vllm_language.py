@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.backends.greedy import NOT_NUMBERS
-from evaluators.backends.language import Completion
+from evaluators.backends.language import Completion, PictureCompletion, PicturePrompt
+from evaluators.backends.picture_processor import can_see, load_processor, prompt_lengths
 from evaluators.backends.vllm_death import how_it_ended, is_dead, waking_when_dead
 from evaluators.backends.vllm_environment import (
     engine_variables,
@@ -69,6 +70,7 @@ def open_vllm(
     require_vllm()
     tokenizer = load_tokenizer(folder)
     end_ids = end_token_ids(tokenizer, folder)
+    processor = load_processor(folder) if can_see(folder) else None
     workplace = new_engine_folder()
     log = workplace / "engine.log"
     children = _descendants()
@@ -85,7 +87,8 @@ def open_vllm(
         shutil.rmtree(workplace, ignore_errors=True)
         raise EvaluationError(f"vLLM does not start on {folder}:\n{words}") from error
     logging.getLogger("vllm").setLevel(logging.WARNING)
-    return VllmLanguageModel(engine, tokenizer, end_ids, workplace, _descendants() - children)
+    started = _descendants() - children
+    return VllmLanguageModel(engine, tokenizer, end_ids, workplace, started, processor)
 
 
 def _start(
@@ -132,11 +135,13 @@ class VllmLanguageModel:
         end_ids: Sequence[int],
         workplace: Path,
         processes: frozenset[int],
+        processor: Any = None,
     ) -> None:
         self.max_length = int(engine.model_config.max_model_len)
         self._engine: Any = engine
         self._tokenizer, self._end_ids = tokenizer, list(end_ids)
         self._workplace, self._processes = workplace, processes
+        self._processor = processor
 
     def generate(self, prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[Completion]:
         """Write greedily; an answer that meets the end of the context is cut off.
@@ -145,6 +150,34 @@ class VllmLanguageModel:
             EngineDiedError: If the engine ended while it worked; so do the other methods.
             EvaluationError: If the model's logits are not numbers.
         """
+        return self._write([{"prompt_token_ids": list(prompt)} for prompt in prompts], decoding)
+
+    def generate_about(
+        self, prompts: Sequence[PicturePrompt], decoding: Decoding
+    ) -> list[PictureCompletion]:
+        """Write greedily about pictures; a prompt that does not fit is answered by None.
+
+        Raises:
+            EngineDiedError: If the engine ended while it worked.
+            EvaluationError: If the model cannot see, or its logits are not numbers.
+        """
+        if self._processor is None:
+            raise EvaluationError("The model is no vision-language model.")
+        lengths = prompt_lengths(self._processor, prompts)
+        fitting = [place for place, length in enumerate(lengths) if length < self.max_length]
+        inputs = [
+            {
+                "prompt_token_ids": list(prompts[place].token_ids),
+                "multi_modal_data": {"image": list(prompts[place].pictures)},
+            }
+            for place in fitting
+        ]
+        written = dict(zip(fitting, self._write(inputs, decoding), strict=True))
+        return [
+            PictureCompletion(written.get(place), length) for place, length in enumerate(lengths)
+        ]
+
+    def _write(self, inputs: Sequence[dict[str, Any]], decoding: Decoding) -> list[Completion]:
         from vllm import SamplingParams
 
         end_ids = [*self._end_ids, *stop_token_ids(self._tokenizer, decoding.stop)]
@@ -157,7 +190,7 @@ class VllmLanguageModel:
             logprobs=0,
             flat_logprobs=True,
         )
-        outputs = [each.outputs[0] for each in self._run(prompts, [parameters] * len(prompts))]
+        outputs = [each.outputs[0] for each in self._run(inputs, [parameters] * len(inputs))]
         if not all(math.isfinite(each.cumulative_logprob) for each in outputs):
             raise EvaluationError(NOT_NUMBERS)
         return [self._completion(each) for each in outputs]
@@ -178,7 +211,7 @@ class VllmLanguageModel:
             for ids in token_ids
         ]
         found: list[dict[int, float]] = []
-        for output in self._run(prompts, parameters):
+        for output in self._run(_as_inputs(prompts), parameters):
             (logprobs,) = output.outputs[0].logprobs
             found.append({token: each.logprob for token, each in logprobs.items()})
         self._complete(prompts, token_ids, found)
@@ -220,7 +253,7 @@ class VllmLanguageModel:
             [*prompt, *continuation]
             for prompt, continuation in zip(prompts, continuations, strict=True)
         ]
-        outputs = self._run(whole, [parameters] * len(whole))
+        outputs = self._run(_as_inputs(whole), [parameters] * len(whole))
         return [
             math.fsum(
                 output.prompt_logprobs[at][tokens[at]].logprob
@@ -242,15 +275,14 @@ class VllmLanguageModel:
             path.unlink(missing_ok=True)
         shutil.rmtree(self._workplace, ignore_errors=True)
 
-    def _run(self, prompts: Sequence[Sequence[int]], parameters: Sequence[Any]) -> list[Any]:
-        if not prompts:
+    def _run(self, inputs: Sequence[dict[str, Any]], parameters: Sequence[Any]) -> list[Any]:
+        if not inputs:
             return []
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         try:
             with waking_when_dead(self._engine, EngineDeadError):
-                return self._engine.generate(inputs, list(parameters), use_tqdm=False)
+                return self._engine.generate(list(inputs), list(parameters), use_tqdm=False)
         except Exception as error:
             # Its sockets are closed when it has ended, which may show first.
             if not isinstance(error, EngineDeadError) and not is_dead(self._engine):
@@ -270,6 +302,10 @@ class VllmLanguageModel:
             text = text.removesuffix(last)
         reason = "length" if output.finish_reason == "length" else "stop"
         return Completion(text, reason, len(tokens))
+
+
+def _as_inputs(prompts: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+    return [{"prompt_token_ids": list(prompt)} for prompt in prompts]
 
 
 def _descendants() -> frozenset[int]:

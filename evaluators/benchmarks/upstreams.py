@@ -22,3 +22,23 @@ def opencompass(file: str) -> Upstream:
 def qwen_math(file: str) -> Upstream:
     """A file of the evaluation toolkit of Qwen2.5-Math."""
     return Upstream("QwenLM/Qwen2.5-Math", file, "a45202bd16f1ec06f433442dc1152d0074773465")
+
+
+def vlmevalkit(file: str) -> Upstream:
+    """A file of VLMEvalKit."""
+    return Upstream("open-compass/VLMEvalKit", file, "e8e78f0")
+
+
+def mathvista(file: str) -> Upstream:
+    """A file of MathVista's authors."""
+    return Upstream("lupantech/MathVista", file, "53d5258")
+
+
+def wemath(file: str) -> Upstream:
+    """A file of We-Math's authors."""
+    return Upstream("We-Math/We-Math", file, "a57a0e8")
+
+
+def gllava(file: str) -> Upstream:
+    """A file of G-LLaVA, whose scoring of GeoQA the LLaVA models are measured by."""
+    return Upstream("pipilurj/G-LLaVA", file, "daea277")
