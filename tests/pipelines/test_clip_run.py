@@ -57,6 +57,7 @@ def with_training(made: Path) -> Path:
     return made
 
 
+@pytest.mark.timeout(600)
 def test_all_rows_of_the_table_come_with_the_papers_numbers(with_training, workers, tmp_path):
     made = with_training
     results = run_here(made, tmp_path, whole=True)
