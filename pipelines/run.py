@@ -162,10 +162,10 @@ def open_workers(
 def prepare_models(config: RunConfig, workers: Workers) -> RunModels:
     """The run's models, trained here or named in the run file, and what merges need from data."""
     models = _find_models(config, workers)
-    data = data_folder(config.cache)
 
     def sets(split: str, names: Sequence[str]) -> dict[str, Path]:
-        return prepare_sets(names, split, config.seed, data, workers)
+        assert models.clip is not None, "only image towers learn coefficients from images"
+        return prepare_image_sets(config, names, split, models.clip, workers).paths
 
     models = replace(models, statistics=gather_statistics(config, models, workers))
     learned = learn_for_merges(config, models, workers, make_merges, sets)
