@@ -106,7 +106,7 @@ def _layer_lines(axis: Axes, merge: MergeSummary, colours: dict[str, str]) -> No
     shown = range(0, len(names), max(1, -(-len(names) // MOST_LAYER_LABELS)))
     labels = [clipped(".".join(names[place].split(".")[-2:]), 14) for place in shown]
     axis.set_xticks(list(shown), labels, rotation=40, ha="right", fontsize=7)
-    axis.set_title(clipped(merge.model, 44), fontsize=10)
+    axis.set_title(clipped(merge.model, 72), fontsize=9)
     axis.locator_params(axis="y", nbins=4)
     bare(axis)
 
