@@ -6,7 +6,7 @@ They are kept in the cache under a key of all that shaped them: weights, data an
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from evaluators.image_sets import load_image_set
-from evaluators.quickstart_images import QUICKSTART_TASKS
 from evaluators.statistics.causal import TextGatherRecipe, gather_causal_statistics, read_texts
 from evaluators.statistics.images import gather_image_statistics
 from evaluators.training.exercises import Exercise, make_exercises
@@ -77,9 +76,18 @@ def needed_statistics(config: RunConfig) -> dict[DataStatistic, list[str]]:
 
 
 def gather_statistics(
-    config: RunConfig, models: RunModels, workers: Workers
+    config: RunConfig,
+    models: RunModels,
+    workers: Workers,
+    image_sets: Callable[[str, Sequence[str]], dict[str, Path]],
 ) -> dict[str, dict[str, str]]:
     """Kind -> model's name -> folder of its statistics; what is missing is gathered.
+
+    Args:
+        config: The run.
+        models: Its models.
+        workers: Where to work.
+        image_sets: ("train", tasks) -> where each one's images lie.
 
     Raises:
         ConfigError: If nothing says what data belongs to a model.
@@ -90,7 +98,7 @@ def gather_statistics(
         wanted = [model for model in models.models if model.name in names]
         given = {m.name: m.statistics for m in wanted if m.statistics and _kind_of(m) == kind}
         lacking = [model for model in wanted if model.name not in given]
-        sources = _sources(config, lacking, workers) if lacking else {}
+        sources = _sources(config, lacking, image_sets) if lacking else {}
         tasks: list[Task] = []
         for model in lacking:
             source = sources[model.name]
@@ -149,23 +157,27 @@ def _task(
 
 
 def _sources(
-    config: RunConfig, models: Sequence[ModelReference], workers: Workers
+    config: RunConfig,
+    models: Sequence[ModelReference],
+    image_sets: Callable[[str, Sequence[str]], dict[str, Path]],
 ) -> dict[str, _Source]:
     """Model's name -> what it was trained on, as far as the run knows."""
     if config.evaluate.is_language:
         return {model.name: _texts_of(config, model.name) for model in models}
-    from pipelines.experts import data_folder, prepare_sets
-
-    names = [model.name for model in models]
-    if unknown := [name for name in names if name not in QUICKSTART_TASKS]:
+    names, tasks = [model.name for model in models], _image_tasks(config)
+    if unknown := [name for name in names if name not in tasks]:
         raise ConfigError(
             f"Statistics are gathered from the training images of the task that a model is called "
-            f"like, but {unknown[0]} is no image task"
-            f"{did_you_mean(unknown[0], QUICKSTART_TASKS)}. Give the model the `name` of its task, "
-            "or `statistics: FOLDER`."
+            f"like, but {unknown[0]} is none of {', '.join(tasks)}{did_you_mean(unknown[0], tasks)}"
+            ". Give the model the `name` of its task, or `statistics: FOLDER`."
         )
-    paths = prepare_sets(names, "train", config.seed, data_folder(config.cache), workers)
+    paths = image_sets("train", names)
     return {name: _Source(load_image_set(path).digest(), path) for name, path in paths.items()}
+
+
+def _image_tasks(config: RunConfig) -> tuple[str, ...]:
+    trained = config.experts.tasks if config.experts is not None else ()
+    return tuple(dict.fromkeys((*config.evaluate.image_tasks, *trained)))
 
 
 def _texts_of(config: RunConfig, name: str) -> _Source:

@@ -72,7 +72,7 @@ def learn_for_merges(
     models: RunModels,
     workers: Workers,
     make_merges: Callable[[Sequence[Merge], Workers], None],
-    test_sets: Callable[[str, Sequence[str]], dict[str, Path]],
+    image_sets: Callable[[str, Sequence[str]], dict[str, Path]],
 ) -> dict[str, Path]:
     """Name of a merge -> table of its coefficients; what is missing is learned.
 
@@ -81,7 +81,7 @@ def learn_for_merges(
         models: Its models.
         workers: Where to work.
         make_merges: Makes merges that are not there yet.
-        test_sets: ("test" or "train", tasks) -> files of image sets.
+        image_sets: ("test" or "train", tasks) -> where each one's images lie.
 
     Raises:
         ConfigError: If the models are no image towers.
@@ -95,7 +95,7 @@ def learn_for_merges(
             f"{wanted[0].name}: AdaMerging learns from images through zero-shot heads, so it is "
             "for image towers alone. Leave `adamerging` out."
         )
-    found = [_learning(config, models, entry, workers, test_sets) for entry in wanted]
+    found = [_learning(config, models, entry, workers, image_sets) for entry in wanted]
     tasks: list[Task] = []
     missing = [each for each in found if not each.output.is_file()]
     for each in missing:
@@ -145,7 +145,7 @@ def _learning(
     models: RunModels,
     entry: MergeEntry,
     workers: Workers,
-    test_sets: Callable[[str, Sequence[str]], dict[str, Path]],
+    image_sets: Callable[[str, Sequence[str]], dict[str, Path]],
 ) -> _Learning:
     assert entry.adamerging is not None
     recipe = entry.recipe(models.base, models.models, config.seed)
@@ -153,7 +153,7 @@ def _learning(
     start = measure_coefficients(
         plan, lambda tasks: workers.run_tasks("Measuring norms", tasks, "statistics")
     )
-    images = test_sets(entry.adamerging.images, config.evaluate.image_tasks)
+    images = image_sets(entry.adamerging.images, config.evaluate.image_tasks)
     assert plan.base is not None
     content = {
         "learning": LEARNING_VERSION,

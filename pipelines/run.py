@@ -163,13 +163,13 @@ def prepare_models(config: RunConfig, workers: Workers) -> RunModels:
     """The run's models, trained here or named in the run file, and what merges need from data."""
     models = _find_models(config, workers)
 
-    def sets(split: str, names: Sequence[str]) -> dict[str, Path]:
-        assert models.clip is not None, "only image towers learn coefficients from images"
+    def image_sets(split: str, names: Sequence[str]) -> dict[str, Path]:
+        assert models.clip is not None, "only image towers ask for images"
         return prepare_image_sets(config, names, split, models.clip, workers).paths
 
-    models = replace(models, statistics=gather_statistics(config, models, workers))
-    learned = learn_for_merges(config, models, workers, make_merges, sets)
-    return replace(models, learned=learned)
+    statistics = gather_statistics(config, models, workers, image_sets)
+    learned = learn_for_merges(config, models, workers, make_merges, image_sets)
+    return replace(models, statistics=statistics, learned=learned)
 
 
 def _find_models(config: RunConfig, workers: Workers) -> RunModels:

@@ -7,7 +7,7 @@ the label that the data gives (`given`, the so-called empirical Fisher).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -56,7 +56,7 @@ def fisher_diagonals(
 
     Yields:
         Parameter's name -> mean of squared gradients, float32, of the parameter's shape, on the
-        CPU; zero where no example touched it.
+        CPU; zero where no example touched it. The table is emptied when the next is asked for.
     """
     parameters = dict(model.named_parameters())
     wanted = {name: parameter.requires_grad for name, parameter in parameters.items()}
@@ -64,7 +64,9 @@ def fisher_diagonals(
         for group in _groups(parameters, memory_bytes):
             for name, parameter in parameters.items():
                 parameter.requires_grad_(name in group)
-            yield _group_of(group, examples(), likelihood)
+            means = _group_of(group, examples(), likelihood)
+            yield means
+            means.clear()  # before the next group is made
     finally:
         for name, parameter in parameters.items():
             parameter.requires_grad_(wanted[name])
@@ -79,7 +81,7 @@ def _group_of(
     num_examples = 0
     with torch.enable_grad():
         for example in examples:
-            gradients = torch.autograd.grad(
+            gradients: Sequence[Tensor | None] = torch.autograd.grad(
                 likelihood(example), list(group.values()), allow_unused=True
             )
             for total, gradient in zip(sums.values(), gradients, strict=True):
@@ -87,7 +89,7 @@ def _group_of(
                     own = gradient.float()
                     total.addcmul_(own, own)
             num_examples += 1
-    return {name: (total / max(num_examples, 1)).cpu() for name, total in sums.items()}
+    return {name: total.div_(max(num_examples, 1)).cpu() for name, total in sums.items()}
 
 
 def _groups(

@@ -95,6 +95,7 @@ def gather(
             tensors = {name: each for name, each in group.items() if name in model.tensors}
             found += len(tensors)
             save_tensors(tensors, staging / f"statistics-{number:05d}.safetensors")
+            tensors.clear()
         if not found:
             raise EvaluationError(
                 f"{checkpoint}: its tensors are not called as the parameters of the model that was "
@@ -122,7 +123,10 @@ def gram_groups(
         named = {subject.prefix + name: each for name, each in group.items()}
         told["rows"] |= {name: each.rows for name, each in named.items()}
         told["inputs_first"] += [name for name, each in named.items() if each.inputs_first]
-        yield {name: each.mean for name, each in named.items()}
+        means = {name: each.mean for name, each in named.items()}
+        named.clear()
+        yield means
+        means.clear()  # before the next group is made
 
 
 def fisher_groups(subject: Subject, memory_bytes: int) -> Iterator[dict[str, Tensor]]:
@@ -131,7 +135,9 @@ def fisher_groups(subject: Subject, memory_bytes: int) -> Iterator[dict[str, Ten
         subject.module, subject.examples, subject.likelihood, memory_bytes=memory_bytes
     )
     for group in groups:
-        yield {subject.prefix + name: each for name, each in group.items()}
+        means = {subject.prefix + name: each for name, each in group.items()}
+        yield means
+        means.clear()  # before the next group is made
 
 
 def _told(

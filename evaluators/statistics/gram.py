@@ -100,7 +100,8 @@ def gram_matrices(
             more is a group of its own.
 
     Yields:
-        Parameter's name -> its Gram matrix, on the CPU. Parameters that met no input are left out.
+        Parameter's name -> its Gram matrix, on the CPU; the table is emptied when the next is asked
+        for. Parameters that met no input are left out.
     """
     weights, found = matrix_parameters(model), dict[str, tuple[int, bool]]()
 
@@ -126,10 +127,13 @@ def gram_matrices(
             rows[name] += len(own)
 
         _watch({name: weights[name] for name in group}, add, batches(), forward)
-        yield {
-            name: GramMatrix((total / rows[name]).cpu(), rows[name], found[name][1])
+        means = {
+            name: GramMatrix(total.div_(rows[name]).cpu(), rows[name], found[name][1])
             for name, total in sums.items()
         }
+        yield means
+        sums.clear()  # before the next group is made
+        means.clear()
 
 
 def _first(batches: Iterator[Any]) -> Iterator[Any]:

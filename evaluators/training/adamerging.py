@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -65,12 +66,12 @@ class UnlabelledTask:
 
     Attributes:
         name: Whose.
-        images: uint8 (n, 3, size, size).
+        images: uint8 RGB (n, height, width, 3); may be a memory map, of which batches are read.
         head: float32 (classes, embed_dim).
     """
 
     name: str
-    images: Tensor
+    images: np.ndarray
     head: Tensor
 
 
@@ -206,7 +207,7 @@ def learn_coefficients(
     torch.set_num_threads(1)  # one worker per core; and the same sums on any number of cores
     tower = load_image_tower(Path(base_folder))
     base = {name: each.detach().clone() for name, each in tower.visual.named_parameters()}
-    tasks = _unlabelled(tower, clip_folder, image_sets)
+    tasks = _unlabelled(clip_folder, image_sets)
     models = [
         dict(load_image_tower(Path(folder)).visual.named_parameters())
         for folder in columns.values()
@@ -239,16 +240,13 @@ def start_rows(
     }
 
 
-def _unlabelled(
-    tower: ImageTower, clip_folder: str, image_sets: Mapping[str, str]
-) -> list[UnlabelledTask]:
+def _unlabelled(clip_folder: str, image_sets: Mapping[str, str]) -> list[UnlabelledTask]:
     clip = load_clip(Path(clip_folder))
     found: list[UnlabelledTask] = []
     for name, path in image_sets.items():
         images = load_image_set(Path(path))
-        fitted = fit_images(images.images, tower.image_size)
         head = zero_shot_head(clip, images.class_names, images.templates)
-        found.append(UnlabelledTask(name, torch.from_numpy(fitted).permute(0, 3, 1, 2), head))
+        found.append(UnlabelledTask(name, images.images, head))
     return found
 
 
@@ -261,7 +259,8 @@ def _losses(
 
     def losses() -> Iterator[Tensor]:
         for task, stream in zip(tasks, streams, strict=True):
-            pixels = normalise_pixels(task.images[next(stream)], tower)
+            fitted = fit_images(task.images[next(stream).numpy()], tower.image_size)
+            pixels = normalise_pixels(torch.from_numpy(fitted).permute(0, 3, 1, 2), tower)
             yield mean_entropy(image_logits(tower.visual, task.head, pixels))
 
     return losses

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
-from evaluators.backends.clip import build_clip, image_logits, normalise_pixels, zero_shot_head
+from evaluators.backends.clip import build_clip, normalise_pixels, zero_shot_head
 from evaluators.backends.clip_checkpoints import save_clip, save_image_tower
 from evaluators.image_sets import ImageSet, save_image_set
 from evaluators.statistics.fisher import fisher_diagonals, log_likelihood
@@ -142,7 +142,8 @@ def test_fisher_is_the_mean_of_squared_gradients(clips, memory_bytes):
     names, parameters = zip(*exact.named_parameters(), strict=True)
     sums = [torch.zeros_like(each) for each in parameters]
     for pixels, label in zip(pixels_of(clip, images), images.labels, strict=True):
-        logits = image_logits(exact, head.double(), pixels[None].double())
+        embedding = functional.normalize(exact(pixels[None].double()), dim=1)
+        logits = embedding @ head.double().T
         gradients = torch.autograd.grad(logits.log_softmax(1)[0, label], parameters)
         for total, gradient in zip(sums, gradients, strict=True):
             total += gradient**2
