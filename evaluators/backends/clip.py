@@ -197,6 +197,7 @@ def classify_all(
         tower.visual.eval()
     for start in range(0, len(images), batch_size):
         batch = fit_images(images[start : start + batch_size], towers[0].image_size)
+        batch = np.require(batch, requirements="W")  # torch wants no read-only memory map
         raw = torch.from_numpy(batch).to(first.device).permute(0, 3, 1, 2)
         pixels = normalise_pixels(raw, towers[0]).to(first.dtype)
         for tower, head, found in zip(towers, heads, parts, strict=True):
