@@ -26,6 +26,7 @@ from pipelines.config import PRETRAINED, RunConfig
 from pipelines.evaluate import Candidate
 from pipelines.events import EVENTS_NAME, EventLog
 from pipelines.experts import data_folder, prepare_sets, train_experts
+from pipelines.hub_layout import in_hub_layout
 from pipelines.interrupt import noticing_interrupts
 from pipelines.language_experts import train_language_models
 from pipelines.language_workers import with_model_resources
@@ -114,7 +115,7 @@ def _run_once(
     with open_workers(config, progress, checks) as workers:
         models = prepare_models(config, workers)
         merges = merge_all(config, models, workers)
-        norms = norms_of(folder, models, workers)
+        norms = norms_of(folder, models, workers, like=merges)
         candidates = list_candidates(config, models, merges)
         scored = open_scoring(config, models, workers).collect(merges, candidates, everything)
     summaries = [
@@ -225,16 +226,32 @@ def list_candidates(
 ) -> list[Candidate]:
     """Every model to score: the base, the fine-tuned models, the merges."""
     found = [(PRETRAINED, open_checkpoint(models.base).folder)]
-    found += [(model.name, open_checkpoint(model.path).folder) for model in models.models]
-    found += [(name, path) for name, _, path in merges]
     folders, predictions = folders_of(config, models), config.folder / "predictions"
+    for model in models.models:
+        own, name = open_checkpoint(model.path).folder, folders[model.name]
+        found.append((model.name, in_hub_layout(models.base, model, own, config.folder, name)))
+    found += [(name, path) for name, _, path in merges]
     return [Candidate(name, path, predictions / folders[name]) for name, path in found]
 
 
-def norms_of(folder: Path, models: RunModels, workers: Workers) -> dict[str, dict[str, float]]:
-    """Norms of weights and task vectors for the plots, kept in the run folder."""
+def norms_of(
+    folder: Path,
+    models: RunModels,
+    workers: Workers,
+    like: Sequence[tuple[str, MergeRecipe, Path]] = (),
+) -> dict[str, dict[str, float]]:
+    """Norms of weights and task vectors for the plots, kept in the run folder.
+
+    Of the tensors that the first of ``like`` merges: models that not all hold the same tensors
+    need to be told what becomes of the others.
+    """
     recipe = MergeRecipe.model_validate(
-        {"base": models.base, "models": models.models, "method": "task_arithmetic"}
+        {
+            "base": models.base,
+            "models": models.models,
+            "method": "task_arithmetic",
+            **({"modules": like[0][1].modules, "missing": like[0][1].missing} if like else {}),
+        }
     )
     plan = plan_merge(recipe)
     path, key = folder / "norms.json", _norms_key(plan)
