@@ -9,8 +9,7 @@ from typing import Any
 import torch
 import yaml
 
-from nan_merge.methods import METHODS
-from pipelines.config import MergeEntry, RunConfig
+from pipelines.config import RunConfig
 from tests.clip_set_folders import write_class_folders, write_original, write_parquet
 
 TABLE1 = Path(__file__).parents[1] / "configs/paper/table1_vit_b32.yaml"
@@ -38,6 +37,14 @@ class Here:
         self.num_tasks += len(tasks)
         return [task.function(*task.arguments) for task in tasks]
 
+    def run_streams(
+        self, name: str, tasks: Sequence[Any], total: int, steps_of: Any, stage: str = "train"
+    ) -> None:
+        self.num_tasks += len(tasks)
+        for task in tasks:
+            for _ in task.function(*task.arguments):
+                pass
+
     def serve_models(self, name: str, jobs: Sequence[Any], on_result: Any, samples_of: Any) -> None:
         for job in jobs:
             model = job.load(*job.arguments)
@@ -46,21 +53,9 @@ class Here:
                 on_result(job, item, job.work(model, item))
 
 
-def known_merges(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The merges whose methods and keys this version knows."""
-    known: list[dict[str, Any]] = []
-    for entry in content["merges"]:
-        method = entry["method"] if isinstance(entry["method"], str) else entry["method"]["name"]
-        if method in METHODS and entry.keys() <= MergeEntry.model_fields.keys():
-            known.append(entry)
-    return known
-
-
 def table1_content(path: Path = TABLE1) -> dict[str, Any]:
-    """The paper's run file, as far as this version knows its keys."""
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    content["merges"] = known_merges(content)
-    return {key: item for key, item in content.items() if key in RunConfig.model_fields}
+    """The content of one of the paper's run files."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def small_table1(
@@ -71,8 +66,12 @@ def small_table1(
     data: Path | None = Path("data"),
     models: str = "mixed",
     paths: dict[int, Path] | None = None,
+    whole: bool = False,
 ) -> RunConfig:
-    """The paper's run with what `write_data` and `write_towers` made."""
+    """The paper's run with what `write_data` and `write_towers` made.
+
+    Unless it is to be ``whole``, without the rows that read training images or learn.
+    """
     content = table1_content()
     folder = made / "towers" / models
     content["models"] = [
@@ -83,12 +82,14 @@ def small_table1(
     content["clip"] = str(made / clip) if clip is not None else None
     content["backbone"] = "nan-merge-mini"
     content["evaluate"] |= {"data": str(made / data) if data is not None else None}
-    # Without training images nothing can gather statistics or learn.
-    content["merges"] = [
-        entry
-        for entry in content["merges"]
-        if "adamerging" not in entry and entry["method"] not in ("fisher", "regmean")
-    ]
+    content["statistics"] = {"num_examples": 16, "batch_size": 8}
+    kept = []
+    for entry in content["merges"]:
+        if "adamerging" in entry:
+            entry["adamerging"] |= {"steps": 2, "images_per_task": 4}
+        if whole or not ("adamerging" in entry or entry["method"] in ("fisher", "regmean")):
+            kept.append(entry)
+    content["merges"] = kept
     content["track"] = {"mlflow": False}
     return RunConfig.model_validate(content)
 
@@ -97,8 +98,14 @@ def _found(folder: Path, name: str) -> Path:
     return next(path for path in sorted(folder.iterdir()) if path.stem == name)
 
 
+def write_training_data(root: Path) -> None:
+    """Training images beside the test images that `write_data` wrote, in class folders."""
+    for name in SETS:
+        write_class_folders(name, root / name, split="train")
+
+
 def write_data(root: Path) -> None:
-    """The eight sets, drawn, each in another layout or under another name."""
+    """Test images of the eight sets, drawn, in all layouts."""
     for place, name in enumerate(SETS):
         folder = root / name
         folder.mkdir(parents=True)

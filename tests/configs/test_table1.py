@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from evaluators.clip_sets import CLIP_SETS
+from nan_merge.yaml_config import load_config
 from pipelines.config import RunConfig
 from pipelines.published import published_sheet
 from pipelines.results import RunResults
-from tests.clip_runs import table1_content
 
 ROOT = Path(__file__).parents[2] / "configs/paper"
 ROWS = {
@@ -33,7 +32,7 @@ OTHER_MEANS = {
 
 
 def load(name: str) -> RunConfig:
-    return RunConfig.model_validate(table1_content(ROOT / name))
+    return load_config(ROOT / name, RunConfig)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -45,7 +44,7 @@ def test_the_file_has_the_papers_rows_and_columns(name):
     assert published.benchmarks == list(CLIP_SETS) == list(config.evaluate.image_tasks)
     assert [model.name for model in config.models] == list(CLIP_SETS)
     # Every row but that of multi-task learning is made by the run.
-    merges = [entry["name"] for entry in yaml.safe_load((ROOT / name).read_text())["merges"]]
+    merges = [merge.name for merge in config.merges]
     made = {"Pretrained", "Individual", *merges}
     rows = [published.model_of(row) for row in published.scores]
     assert [row for row in rows if row not in made] == ["Traditional MTL"]

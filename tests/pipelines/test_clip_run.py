@@ -20,7 +20,7 @@ from nan_merge.errors import CheckpointError, ConfigError, DataError
 from pipelines import run
 from pipelines.published import published_sheet
 from pipelines.results import RunResults
-from tests.clip_runs import Here, small_table1, write_data, write_towers
+from tests.clip_runs import Here, small_table1, write_data, write_towers, write_training_data
 
 repair()
 for package in ("open_clip", "scipy", "pyarrow", "matplotlib"):
@@ -51,9 +51,17 @@ def run_here(made: Path, out: Path, **changes) -> RunResults:
     return results
 
 
-def test_all_rows_of_the_table_come_with_the_papers_numbers(made, workers, tmp_path):
-    results = run_here(made, tmp_path)
-    config = small_table1(made, tmp_path)
+@pytest.fixture(scope="module")
+def with_training(made: Path) -> Path:
+    write_training_data(made / "data")
+    return made
+
+
+def test_all_rows_of_the_table_come_with_the_papers_numbers(with_training, workers, tmp_path):
+    made = with_training
+    results = run_here(made, tmp_path, whole=True)
+    config = small_table1(made, tmp_path, whole=True)
+    assert len(config.merges) == 9  # all but the base, the individual models and multi-task
     assert config.published is not None
     assert results.benchmarks() == list(CLIP_SETS)
     assert results.models() == ["Pretrained", "Individual", *(m.name for m in config.merges)]
@@ -78,7 +86,7 @@ def test_all_rows_of_the_table_come_with_the_papers_numbers(made, workers, tmp_p
     assert "Suspicious: Pretrained is no better than chance on" in workers.notes[-1]
     # Everything was decoded, converted and asked once.
     before = workers.num_tasks, workers.num_items
-    again = run_here(made, tmp_path)
+    again = run_here(made, tmp_path, whole=True)
     assert (workers.num_tasks, workers.num_items) == before
     assert again.rows == results.rows
 
