@@ -135,10 +135,10 @@ class FineTunes(StrictModel):
 
     @model_validator(mode="after")
     def _recipes_fit_the_base(self) -> FineTunes:
-        kind = DrawnRecipe if self.base == "llava-mini" else CausalRecipe
+        draws = self.base == "llava-mini"
         for name, recipe in self.models.items():
-            if not isinstance(recipe, kind):
-                wanted = "skills" if kind is DrawnRecipe else "exercises"
+            if isinstance(recipe, DrawnRecipe) != draws:
+                wanted = "skills" if draws else "exercises"
                 raise ValueError(f"models: {name}: {self.base} is trained by `{wanted}`")
         return self
 

@@ -79,6 +79,7 @@ def finetune_llava_mini(
     with publish_folder(output) as staging:
         torch.manual_seed(seed)
         processor: Any = AutoProcessor.from_pretrained(base, local_files_only=True)
+        processor.tokenizer.chat_template = processor.chat_template
         model: Any = AutoModelForImageTextToText.from_pretrained(base, local_files_only=True)
         questions = drawn_samples(recipe, seed)
         yield from _train(model, processor, questions, recipe, seed, name)
@@ -147,6 +148,7 @@ def _processor(texts: Sequence[str]) -> Any:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=plain, eos_token=END, pad_token=PAD, extra_special_tokens=[IMAGE]
     )
+    tokenizer.chat_template = CHAT_TEMPLATE
     size = {"height": SIZE, "width": SIZE}
     images = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=size)
     return LlavaProcessor(
