@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,8 +27,8 @@ from evaluators.training.batches import (
 )
 from evaluators.training.causal import IGNORED
 from evaluators.training.drawn_questions import SIZE, Skill, write_drawn_benchmarks
+from evaluators.training.drawn_recipe import DrawnRecipe
 from nan_merge.publish import publish_folder
-from nan_merge.schema import StrictModel
 
 PATCH = 14
 NUM_PATCHES = (SIZE // PATCH) ** 2
@@ -43,23 +42,6 @@ CHAT_TEMPLATE = (
 )
 _ASKED = (("mathvista", "mathvista-offline-v1"), ("wemath", "wemath"), ("ai2d", "llava"),
           ("geoqa", "gllava-compat"))  # fmt: skip
-
-
-class DrawnRecipe(StrictModel):
-    """How a miniature LLaVA is trained on drawn pictures."""
-
-    skills: tuple[Skill, ...] = ("colour", "count", "place")
-    """What it learns; of every benchmark the questions that ask for one of these."""
-    num_samples: int = Field(default=300, gt=0)
-    """Drawn questions of each benchmark."""
-    steps: int = Field(default=400, gt=0)
-    """Optimiser steps."""
-    batch_size: int = Field(default=32, gt=0)
-    """Questions in a step."""
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """Of AdamW at its peak; it rises linearly, then decays as a cosine to 0."""
-    warmup_steps: int = Field(default=40, ge=0)
-    """Steps over which the learning rate rises linearly from 0."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +79,7 @@ def finetune_llava_mini(
     with publish_folder(output) as staging:
         torch.manual_seed(seed)
         processor: Any = AutoProcessor.from_pretrained(base, local_files_only=True)
+        processor.tokenizer.chat_template = processor.chat_template
         model: Any = AutoModelForImageTextToText.from_pretrained(base, local_files_only=True)
         questions = drawn_samples(recipe, seed)
         yield from _train(model, processor, questions, recipe, seed, name)
@@ -165,6 +148,7 @@ def _processor(texts: Sequence[str]) -> Any:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=plain, eos_token=END, pad_token=PAD, extra_special_tokens=[IMAGE]
     )
+    tokenizer.chat_template = CHAT_TEMPLATE
     size = {"height": SIZE, "width": SIZE}
     images = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=size)
     return LlavaProcessor(
