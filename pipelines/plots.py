@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANELS_PER_ROW = 8
+LAYER_PANELS, MOST_LAYERED, MOST_LAYER_LABELS = 2, 12, 16
+"""Panels in a row, panels, and labels below each, of coefficients by layer."""
 
 
 def accuracy_plot(results: RunResults, *, prefix: str = "accuracy") -> str:
@@ -67,6 +69,46 @@ def coefficients_plot(results: RunResults) -> str:
         axis = figure.subplots()
         _coefficient_cells(axis, merges, models)
         return svg_of(figure, "coefficients", "Coefficients of every merge")
+
+
+def layers_plot(results: RunResults) -> str:
+    """Coefficients by layer: one panel per merge that has them, one line per fine-tuned model."""
+    merges = layered_merges(results)
+    models = list(dict.fromkeys(model for merge in merges for model in merge.coefficients))
+    colours = {model: COLOURS[place % len(COLOURS)] for place, model in enumerate(models)}
+    num_columns = min(LAYER_PANELS, len(merges))
+    num_rows = -(-len(merges) // num_columns)
+    with drawing(num_rows * 2.2 + 0.5) as figure:
+        axes = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
+        for axis, merge in zip(axes, merges, strict=False):
+            _layer_lines(axis, merge, colours)
+        for axis in axes[len(merges) :]:
+            axis.set_visible(False)
+        handles, labels = axes[0].get_legend_handles_labels()
+        columns = min(8, max(1, len(labels)))
+        figure.legend(handles, labels, loc="outside upper right", ncols=columns, frameon=False)
+        figure.supxlabel("layer, in the order of their names", fontsize=9)
+        names = ", ".join(merge.model for merge in merges)
+        return svg_of(figure, "layers", f"Coefficients by layer of {names}")
+
+
+def layered_merges(results: RunResults) -> list[MergeSummary]:
+    """The merges whose coefficients differ by layer, no more than a figure has room for."""
+    return [merge for merge in results.merges if len(merge.layers) > 1][:MOST_LAYERED]
+
+
+def _layer_lines(axis: Axes, merge: MergeSummary, colours: dict[str, str]) -> None:
+    for place, (model, colour) in enumerate(colours.items()):
+        values = [layer.get(model, math.nan) for layer in merge.layers.values()]
+        style = "-" if place < len(COLOURS) else "--"
+        axis.plot(range(len(values)), values, style, color=colour, lw=1.2, label=clipped(model, 20))
+    names = list(merge.layers)
+    shown = range(0, len(names), max(1, -(-len(names) // MOST_LAYER_LABELS)))
+    labels = [clipped(".".join(names[place].split(".")[-2:]), 14) for place in shown]
+    axis.set_xticks(list(shown), labels, rotation=40, ha="right", fontsize=7)
+    axis.set_title(clipped(merge.model, 72), fontsize=9)
+    axis.locator_params(axis="y", nbins=4)
+    bare(axis)
 
 
 def _accuracy_panel(

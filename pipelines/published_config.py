@@ -48,8 +48,9 @@ class Published(StrictModel):
 
     @property
     def benchmarks(self) -> list[str]:
-        """The table's columns in order, without its average."""
-        return list(dict.fromkeys(name for row in self.scores.values() for name in row))
+        """The table's columns without its average: those that ``columns`` names in its order."""
+        names = dict.fromkeys(name for row in self.scores.values() for name in row)
+        return list(dict.fromkeys([*(name for name in self.columns if name in names), *names]))
 
     def model_of(self, row: str) -> str:
         """The run's model that stands in a row of the published table."""

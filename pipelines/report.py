@@ -9,9 +9,21 @@ from typing import TYPE_CHECKING
 from nan_merge.publish import write_text_atomically
 from pipelines.compare_view import benchmarks_sheet, summary_sheet
 from pipelines.pages import render
-from pipelines.plots import accuracy_plot, coefficients_plot, norms_plot
+from pipelines.plots import (
+    accuracy_plot,
+    coefficients_plot,
+    layered_merges,
+    layers_plot,
+    norms_plot,
+)
 from pipelines.published import published_differences_sheet, published_sheet
-from pipelines.report_sheets import baseline_sheet, coefficients_sheet, percent, sources_sheet
+from pipelines.report_sheets import (
+    baseline_sheet,
+    coefficients_sheet,
+    layer_sheets,
+    percent,
+    sources_sheet,
+)
 from pipelines.results import RunResults, baseline_model
 from pipelines.run_comparison import compare_finished_run
 from pipelines.sheet import spread_in_percent
@@ -42,6 +54,10 @@ COEFFICIENTS_CAPTION = (
     "What multiplies each fine-tuned model (columns) in each merge (rows), scale included. "
     "White is an equal share of the row's sum."
 )
+LAYERS_CAPTION = (
+    "What multiplies each fine-tuned model in each layer, in the merges where that differs, each "
+    "on its own scale. Where it differs by tensor, a layer's mean."
+)
 GPU_NOTE = "GPU paths of this software are unverified, unless a GPU is named among the facts."
 
 
@@ -68,6 +84,7 @@ def write_report(results: RunResults, folder: Path, published: Published | None 
         "accuracy": accuracy_plot(shown) if shown.rows else "",
         "norms": norms_plot(shown) if any(shown.model_norms.values()) else "",
         "coefficients": coefficients_plot(shown) if coefficients_sheet(shown) else "",
+        "layers": layers_plot(shown) if layered_merges(shown) else "",
     }
     page = render(
         "report.html.jinja",
@@ -93,6 +110,9 @@ def write_report(results: RunResults, folder: Path, published: Published | None 
         norms_caption=NORMS_CAPTION,
         coefficients_svg=plots["coefficients"],
         coefficients_caption=COEFFICIENTS_CAPTION,
+        layers_svg=plots["layers"],
+        layers_caption=LAYERS_CAPTION,
+        layer_sheets=layer_sheets(shown),
         failures=results.failures,
         notes=_notes(results),
         sources=sources_sheet(shown),

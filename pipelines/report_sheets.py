@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from os.path import commonpath
 
+from pipelines.plots import layered_merges
 from pipelines.results import RunResults, baseline_model
 from pipelines.sheet import MISSING, UNKNOWN_ERRORS, Cell, Line, Sheet, spread_in_percent
 from pipelines.table import error_source, merged_models
@@ -91,6 +92,29 @@ def coefficients_sheet(results: RunResults) -> Sheet | None:
     )
     columns = ("norm of", "scale", *models, "sum")
     return Sheet("Coefficients", "merge", columns, lines, caption) if merges else None
+
+
+def layer_sheets(results: RunResults) -> list[Sheet]:
+    """Of each merge whose coefficients differ by layer, all of them: a line per layer."""
+    return [
+        Sheet(
+            merge.model,
+            "layer",
+            tuple(merge.coefficients),
+            tuple(
+                Line(
+                    layer,
+                    tuple(
+                        Cell(f"{values[model]:.4f}" if model in values else MISSING)
+                        for model in merge.coefficients
+                    ),
+                )
+                for layer, values in merge.layers.items()
+            ),
+            "Where coefficients differ by tensor, a layer's mean.",
+        )
+        for merge in layered_merges(results)
+    ]
 
 
 def sources_sheet(results: RunResults) -> Sheet | None:

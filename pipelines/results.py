@@ -55,6 +55,8 @@ class MergeSummary:
         coefficients: Per fine-tuned model, what multiplies its task vector or weights.
         scale: The global factor between alpha and coefficients, lambda included.
         folder: Checkpoint's folder, relative to the run folder.
+        layers: Layer -> fine-tuned model -> coefficient, where they are not the same for the whole
+            model; of tensors, their layer's mean. Empty in results of older versions.
     """
 
     model: str
@@ -65,6 +67,7 @@ class MergeSummary:
     coefficients: dict[str, float]
     scale: float
     folder: str
+    layers: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

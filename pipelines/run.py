@@ -26,6 +26,7 @@ from pipelines.data_statistics import gather_statistics, with_statistics
 from pipelines.evaluate import Candidate
 from pipelines.events import EVENTS_NAME, EventLog
 from pipelines.experts import train_experts
+from pipelines.hub_layout import in_hub_layout
 from pipelines.image_data import prepare_image_sets
 from pipelines.image_towers import prepare_towers
 from pipelines.interrupt import noticing_interrupts
@@ -126,7 +127,7 @@ def _run_once(
     with open_workers(config, progress, checks) as workers:
         models = prepare_models(config, workers)
         merges = merge_all(config, models, workers)
-        norms = norms_of(folder, models, workers)
+        norms = norms_of(folder, models, workers, like=merges)
         candidates = list_candidates(config, models, merges)
         scored = open_scoring(config, models, workers).collect(merges, candidates, everything)
     summaries = [
@@ -260,17 +261,33 @@ def list_candidates(
 ) -> list[Candidate]:
     """Every model to score: the base, the fine-tuned models, the merges."""
     found = [(PRETRAINED, open_checkpoint(models.base).folder)]
-    found += [(model.name, open_checkpoint(model.path).folder) for model in models.models]
+    folders, predictions = folders_of(config, models), config.folder / "predictions"
+    for model in models.models:
+        own, name = open_checkpoint(model.path).folder, folders[model.name]
+        found.append((model.name, in_hub_layout(models.base, model, own, config.folder, name)))
     found += [(MULTITASK, models.multitask)] if models.multitask is not None else []
     found += [(name, path) for name, _, path in merges]
-    folders, predictions = folders_of(config, models), config.folder / "predictions"
     return [Candidate(name, path, predictions / folders[name]) for name, path in found]
 
 
-def norms_of(folder: Path, models: RunModels, workers: Workers) -> dict[str, dict[str, float]]:
-    """Norms of weights and task vectors for the plots, kept in the run folder."""
+def norms_of(
+    folder: Path,
+    models: RunModels,
+    workers: Workers,
+    like: Sequence[tuple[str, MergeRecipe, Path]] = (),
+) -> dict[str, dict[str, float]]:
+    """Norms of weights and task vectors for the plots, kept in the run folder.
+
+    Of the tensors that the first of ``like`` merges: models that not all hold the same tensors
+    need to be told what becomes of the others.
+    """
     recipe = MergeRecipe.model_validate(
-        {"base": models.base, "models": models.models, "method": "task_arithmetic"}
+        {
+            "base": models.base,
+            "models": models.models,
+            "method": "task_arithmetic",
+            **({"modules": like[0][1].modules, "missing": like[0][1].missing} if like else {}),
+        }
     )
     plan = plan_merge(recipe)
     path, key = folder / "norms.json", _norms_key(plan)

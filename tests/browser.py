@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
+PATIENCE = 120_000
+"""Milliseconds: a busy machine is no fault of the page."""
+
 
 @contextmanager
 def open_chromium() -> Iterator[Browser]:
@@ -31,6 +34,7 @@ def open_chromium() -> Iterator[Browser]:
             pytest.skip("there is no Chromium; `make browser` fetches one")
         browser = playwright.chromium.launch(
             executable_path=None if own.is_file() else found,
+            timeout=PATIENCE,
             chromium_sandbox=os.geteuid() != 0,  # it refuses to run as root
         )
         yield browser
@@ -65,6 +69,7 @@ def opened(
         viewport={"width": width, "height": height},
         color_scheme=scheme,  # type: ignore[arg-type]
     )
+    context.set_default_timeout(PATIENCE)
     found = Opened(context.new_page())
     found.page.on("request", lambda each: found.requests.append(each.url))
     found.page.on("requestfailed", lambda each: found.failed.append(each.url))

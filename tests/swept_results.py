@@ -13,6 +13,12 @@ from pipelines.results import MergeSummary, ResultRow, RunResults, SweepPoint
 TASKS = ("digits", "mnist", "street", "letters", "style", "texture", "photo")
 METHODS = {"TA": "task_arithmetic", "TIES": "ties", "DARE": "dare", "drawn": "della"}
 LAMBDAS = [round(0.1 * step, 1) for step in range(1, 11)]
+LAYERS = {
+    f"tower.blocks.{layer}": {
+        task: 0.2 + 0.01 * layer + 0.02 * place for place, task in enumerate(TASKS)
+    }
+    for layer in range(12)
+}
 
 
 def make_swept_results(name: str = "sweep") -> RunResults:
@@ -46,7 +52,15 @@ def make_swept_results(name: str = "sweep") -> RunResults:
         points[best] = SweepPoint(**{**vars(points[best]), "is_selected": True})
     merges = tuple(
         MergeSummary(
-            model, METHODS[point.group], {}, "", {}, dict.fromkeys(TASKS, 0.3), 1.0, "checkpoints/m"
+            model,
+            METHODS[point.group],
+            {},
+            "",
+            {},
+            dict.fromkeys(TASKS, 0.3),
+            1.0,
+            "checkpoints/m",
+            LAYERS if point.group == "DARE" else {},
         )
         for model, point in points.items()
     )

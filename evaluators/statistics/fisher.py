@@ -8,7 +8,7 @@ the label that the data gives (`given`, the so-called empirical Fisher).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,9 +81,10 @@ def _group_of(
     num_examples = 0
     with torch.enable_grad():
         for example in examples:
-            gradients: Sequence[Tensor | None] = torch.autograd.grad(
+            found = torch.autograd.grad(
                 likelihood(example), list(group.values()), allow_unused=True
             )
+            gradients = cast("Sequence[Tensor | None]", found)  # None where the example does not go
             for total, gradient in zip(sums.values(), gradients, strict=True):
                 if gradient is not None:
                     own = gradient.float()

@@ -26,7 +26,7 @@ MERGES = (
     {"name": "RegMean + NAN", "method": "regmean", "coefficients": "nan"},
     {"name": "Ada", "method": "task_arithmetic", "coefficients": "nan", "adamerging": LEARNED},
     {
-        "name": "Ada++",
+        "name": "Ada on TIES",
         "method": TIES,
         "coefficients": {"lambda": 0.3},
         "adamerging": LEARNED | {"scope": "model"},
@@ -91,7 +91,7 @@ def test_statistics_are_of_the_models_that_were_merged(first):
 @pytest.mark.ray
 def test_coefficients_that_were_learned_are_those_of_the_merge(first):
     folder, _ = first
-    by_tensor, whole = manifest_of(folder, "Ada"), manifest_of(folder, "Ada++")
+    by_tensor, whole = manifest_of(folder, "Ada"), manifest_of(folder, "Ada on TIES")
     assert (by_tensor["scope"], whole["scope"]) == ("tensor", "model")
     assert by_tensor["recipe"]["coefficients"]["source"] == "table"
     for rows in by_tensor["coefficients"].values():

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.report_sheets import baseline_sheet, sources_sheet
+from pipelines.plots import layered_merges, layers_plot
+from pipelines.report_sheets import baseline_sheet, layer_sheets, sources_sheet
 from pipelines.results import RunResults, SweepPoint
 from pipelines.sweep_axes import layouts
 from pipelines.sweep_sections import SweepSection, sweep_sections
+from pipelines.sweep_table import shown_results
 from pipelines.table import merged_models
 from tests.swept_results import LAMBDAS, TASKS, make_swept_results
 
@@ -157,3 +159,15 @@ def test_every_number_can_be_traced_to_its_files(swept):
 
 def label_of(svg: str) -> str:
     return ET.fromstring(svg).get("aria-label", "")
+
+
+def test_coefficients_by_layer_are_drawn_and_told(swept):
+    shown = shown_results(swept)
+    merges = layered_merges(shown)
+    assert {merge.method for merge in merges} == {"dare"} and 0 < len(merges) <= 12
+    label = label_of(layers_plot(shown))
+    assert label.startswith(f"Coefficients by layer of {merges[0].model}, ")
+    sheet = layer_sheets(shown)[0]
+    assert (sheet.title, sheet.columns) == (merges[0].model, TASKS)
+    assert sheet.lines[11].label == "tower.blocks.11"
+    assert [cell.text for cell in sheet.lines[11].cells[:2]] == ["0.3100", "0.3300"]
