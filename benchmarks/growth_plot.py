@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def _line(
 ) -> None:
     """The median of each point, and its least and most as a bar."""
     places = [point.place for point in axis.points]
-    middle = [sorted(values)[len(values) // 2] for values in rounds]
+    middle = [statistics.median(values) for values in rounds]
     least = [m - min(values) for m, values in zip(middle, rounds, strict=True)]
     most = [max(values) - m for m, values in zip(middle, rounds, strict=True)]
     panel.errorbar(

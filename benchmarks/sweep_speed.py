@@ -2,10 +2,12 @@
 
     python benchmarks/sweep_speed.py [--cache runs/cache] [--separate 24]
 
-Prints seconds from the first stage of a run, when Ray has started, to its end. Separate runs score
-the pretrained and the individual models each time, as `nan-merge run` does; `--shared` gives them
-those predictions, so that each merges and scores one model and nothing else. Where fewer than 24
-separate runs are measured, their mean is taken 24 times, and that is said.
+Prints seconds from the first stage of a run, when Ray has started, to its end. That worker
+processes start and import torch is within them: once in a sweep, once in every separate run.
+Separate runs score the pretrained and the individual models each time, as `nan-merge run` does;
+`--shared` gives them those predictions, so that each merges and scores one model and nothing else.
+Where fewer than 24 separate runs are measured, they are spread over the sweep's merges, their mean
+is taken 24 times, and that is said.
 """
 
 from __future__ import annotations
@@ -39,11 +41,13 @@ def seconds_of(config: RunConfig) -> float:
 
 
 def separate_runs(config: RunConfig, folder: Path, number: int, shared: Path | None) -> list[float]:
-    """Seconds of the first so many merges, each as a run of its own."""
+    """Seconds of so many merges of the sweep, each as a run of its own."""
     assert config.sweep is not None
     points = grid_points(PointMaker(config, config.sweep))
     found: list[float] = []
-    for place, point in enumerate(points[:number]):
+    # Merges of one method take alike, so fewer than all are taken from all over the sweep.
+    chosen = points[:: max(1, len(points) // max(number, 1))][:number]
+    for place, point in enumerate(chosen):
         own = folder / f"run{place}"
         if shared is not None:
             copy_predictions(shared, own, config)

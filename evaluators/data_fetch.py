@@ -78,32 +78,34 @@ def _refuse_problems(benchmark: str, staging: Path, target: Path) -> None:
 
 
 def _write_mmlu(folder: Path, revision: str | None) -> None:
-    snapshot = _snapshot("mmlu", [f"*/{split}-*.parquet" for split in ("dev", "test")], revision)
+    snapshot_folder = snapshot(
+        REPOSITORIES["mmlu"], [f"*/{split}-*.parquet" for split in ("dev", "test")], revision
+    )
     for subject in mmlu_subjects.SUBJECTS:
         for split in ("dev", "test"):
             rows = (
                 [row["question"], *row["choices"], LABELS[row["answer"]]]
-                for row in _read_parquet(snapshot / subject, split)
+                for row in _read_parquet(snapshot_folder / subject, split)
             )
             _write_csv(mmlu.question_path(folder, split, subject), rows)
 
 
 def _write_ceval(folder: Path, revision: str | None) -> None:
     columns = (*ceval.COLUMNS, "explanation")
-    snapshot = _snapshot("ceval", ["*/*.parquet"], revision)
+    snapshot_folder = snapshot(REPOSITORIES["ceval"], ["*/*.parquet"], revision)
     for subject in ceval_subjects.SUBJECTS:
         for split in ("dev", "val", "test"):
-            rows = _read_parquet(snapshot / subject, split)
+            rows = _read_parquet(snapshot_folder / subject, split)
             cells = [[row.get(column, "") for column in columns] for row in rows]
             _write_csv(ceval.question_path(folder, split, subject), [columns, *cells])
 
 
 def _write_gsm8k(folder: Path, revision: str | None) -> None:
-    snapshot = _snapshot("gsm8k", ["main/*.parquet"], revision)
+    snapshot_folder = snapshot(REPOSITORIES["gsm8k"], ["main/*.parquet"], revision)
     for split in ("train", "test"):
         lines = [
             json.dumps({key: row[key] for key in ("question", "answer")}, ensure_ascii=False)
-            for row in _read_parquet(snapshot / "main", split)
+            for row in _read_parquet(snapshot_folder / "main", split)
         ]
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -122,11 +124,15 @@ def _write_bbh(folder: Path, address: str) -> None:
         bbh.prompt_path(folder, task).write_bytes(content)
 
 
-def _snapshot(benchmark: str, patterns: list[str], revision: str | None) -> Path:
+def snapshot(repository: str, patterns: list[str], revision: str | None) -> Path:
+    """Files of a repository of data on the hub, in the hub's cache.
+
+    Raises:
+        DataError: If the hub cannot be reached, or has no such repository.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    repository = REPOSITORIES[benchmark]
     # The errors of the HTTP library, which is another one in each generation of the client.
     http_errors: Any = HfHubHTTPError.__bases__
     try:

@@ -7,20 +7,25 @@ come from the frozen text tower of the pretrained model and are shared by every 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import load_file
+from safetensors import safe_open
+from torch import Tensor
 
-from evaluators.backends.clip import ImageTower, classify, zero_shot_head
+from evaluators.backends.clip import ImageTower, classify_all, place_tower, zero_shot_head
+from evaluators.backends.clip_architecture import describe_tower
 from evaluators.backends.clip_checkpoints import load_clip, load_image_tower, save_tensors
 from evaluators.image_sets import ImageSet, load_image_set
 from evaluators.predictions import Prediction
 from evaluators.shards import pack_shards
+from nan_merge.errors import EvaluationError
 
+BACKBONE = "backbone"
+"""In the metadata of a file of heads: what image towers it is for."""
 # About so many images go to a worker at a time: enough to outweigh handing them out, few enough to
 # share a benchmark and to lose little.
 IMAGES_PER_SHARD = 250
@@ -37,9 +42,9 @@ class ImageBenchmark:
 
     Attributes:
         name: The benchmark's name.
-        data_path: The image set's ``.npz`` file.
+        data_path: The image set's ``.npz`` file, or the folder of its prepared images.
         digest: The image set's digest.
-        heads_path: File of heads, as `write_heads` makes it.
+        heads_path: File of its head, as `write_heads` makes it.
         cluster_of: Names the source of a sample by its id; see `Prediction.cluster_id`.
     """
 
@@ -89,55 +94,101 @@ def image_shards(benchmark: ImageBenchmark, num_images: int, batch_size: int) ->
     ]
 
 
-def write_heads(clip_folder: str, image_sets: dict[str, str], output: str) -> None:
-    """Make the zero-shot head of each image set with a CLIP's text tower.
+@dataclass(frozen=True)
+class HeadSpec:
+    """What a zero-shot head is made from, beside the text tower.
+
+    Attributes:
+        benchmark: The benchmark's name.
+        class_names: In the order of the labels.
+        templates: CLIP prompts with ``{}`` where the class name goes.
+        output: safetensors file to write: the benchmark's name -> float32 (num_classes, embed_dim).
+    """
+
+    benchmark: str
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    output: str
+
+
+def write_heads(clip_folder: str, specs: list[HeadSpec]) -> None:
+    """Make zero-shot heads with a CLIP's text tower.
 
     Args:
         clip_folder: The whole pretrained CLIP.
-        image_sets: Name -> ``.npz`` file.
-        output: safetensors file to write: name -> float32 (num_classes, embed_dim).
+        specs: One a benchmark.
 
     Raises:
         OutputError: If the disk is full or not writable.
     """
     clip = load_clip(Path(clip_folder))
-    heads = {}
-    for name, data_path in image_sets.items():
-        image_set = load_image_set(Path(data_path))
-        heads[name] = zero_shot_head(clip, image_set.class_names, image_set.templates)
-    save_tensors(heads, Path(output))
+    about = {BACKBONE: describe_tower(clip.tower.model_config)}
+    for spec in specs:
+        head = zero_shot_head(clip, spec.class_names, spec.templates)
+        save_tensors({spec.benchmark: head}, Path(spec.output), about)
+
+
+def read_head(path: str, benchmark: str, tower: ImageTower) -> Tensor:
+    """Read a benchmark's head: float32 (num_classes, embed_dim).
+
+    Raises:
+        EvaluationError: If it was made for image towers that are built otherwise than this one.
+    """
+    with safe_open(path, "pt") as file:
+        made_for = (file.metadata() or {}).get(BACKBONE)
+        head = file.get_tensor(benchmark)
+    built = describe_tower(tower.model_config)
+    if made_for != built:
+        raise EvaluationError(
+            f"The head of {benchmark} at {path} is for a {made_for}, but the model is a {built}. "
+            "Make it with the text tower of the model's own CLIP."
+        )
+    return head
 
 
 def head_digest(heads_path: str, benchmark: str) -> str:
-    """sha256 of one benchmark's head in a file of heads, in hexadecimal."""
-    head = load_file(heads_path)[benchmark].numpy()
-    return hashlib.sha256(head.tobytes()).hexdigest()
+    """sha256 of one benchmark's head in its file, in hexadecimal."""
+    with safe_open(heads_path, "pt") as file:
+        return hashlib.sha256(file.get_tensor(benchmark).numpy().tobytes()).hexdigest()
 
 
-def open_image_tower(folder: str) -> ImageTower:
-    """Load a checkpoint of an image tower onto one thread of this process."""
+def open_image_towers(folders: Sequence[str], dtype: str = "float32") -> list[ImageTower]:
+    """Load checkpoints of image towers: onto this process' GPU, or onto one thread of it.
+
+    Args:
+        folders: The checkpoints.
+        dtype: What they compute in: ``float32``, ``bfloat16`` or ``auto``.
+    """
     import torch
 
     torch.set_num_threads(1)  # one worker per core: more threads would only wait for each other
-    return load_image_tower(Path(folder))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return [place_tower(load_image_tower(Path(folder)), device, dtype) for folder in folders]
 
 
-def classify_shard(tower: ImageTower, shard: ImageShard) -> list[Prediction]:
-    """Classify the images of a shard."""
+def classify_shard(towers: Sequence[ImageTower], shard: ImageShard) -> list[list[Prediction]]:
+    """Classify the images of a shard with each tower; the images are read and normalised once.
+
+    Raises:
+        EvaluationError: If the head was made for other towers, or a result is not finite.
+    """
     benchmark = shard.benchmark
     image_set = _load_once(benchmark.data_path)
-    head = load_file(benchmark.heads_path)[benchmark.name]
+    heads = [read_head(benchmark.heads_path, benchmark.name, tower) for tower in towers]
     places = np.array(shard.places)
-    predicted, log_probabilities = classify(tower, head, image_set.images[places], shard.batch_size)
+    found = classify_all(towers, heads, image_set.images[places], shard.batch_size)
     return [
-        Prediction(
-            sample_id=image_set.sample_ids[place],
-            cluster_id=benchmark.cluster_of(image_set.sample_ids[place]),
-            target=image_set.class_names[image_set.labels[place]],
-            answer=image_set.class_names[answer],
-            log_probability=round(float(row[answer]), 6),
-        )
-        for place, answer, row in zip(places, predicted, log_probabilities, strict=True)
+        [
+            Prediction(
+                sample_id=image_set.sample_ids[place],
+                cluster_id=benchmark.cluster_of(image_set.sample_ids[place]),
+                target=image_set.class_names[image_set.labels[place]],
+                answer=image_set.class_names[answer],
+                log_probability=round(float(row[answer]), 6),
+            )
+            for place, answer, row in zip(places, predicted, log_probabilities, strict=True)
+        ]
+        for predicted, log_probabilities in found
     ]
 
 

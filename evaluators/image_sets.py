@@ -14,6 +14,9 @@ import numpy as np
 from nan_merge.errors import DataError
 from nan_merge.publish import explain_write_errors, partial_path, sync_path
 
+PIXELS, HEADER = "images.npy", "set.json"
+"""Files of a set whose images are mapped into memory."""
+
 
 class LabelledImages(NamedTuple):
     """What a task's build function returns; see ``ImageSet`` for shapes and dtypes."""
@@ -30,12 +33,14 @@ class ImageSet:
     Attributes:
         name: The task, e.g. ``mnist``.
         split: ``train`` or ``test``.
-        images: uint8 RGB, shape (n, height, width, 3).
+        images: uint8 RGB, shape (n, height, width, 3); may be a memory map.
         labels: int64, shape (n,); indices into ``class_names``.
         sample_ids: Stable and unique; each ends with the sources of its image, e.g.
             ``mnist/test/00412/scan-4711``.
         class_names: One word or phrase a class.
         templates: CLIP prompts with ``{}`` where the class name goes.
+        kept_digest: What was found when the images were prepared, if they are too many to be
+            hashed whenever they are opened.
 
     Raises:
         DataError: If the parts do not fit each other.
@@ -48,6 +53,7 @@ class ImageSet:
     sample_ids: tuple[str, ...]
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
+    kept_digest: str | None = None
 
     def __post_init__(self) -> None:
         problem = _find_problem(self)
@@ -56,6 +62,8 @@ class ImageSet:
 
     def digest(self) -> str:
         """Hash everything that training or evaluation can see; sha256 in hexadecimal."""
+        if self.kept_digest is not None:
+            return self.kept_digest
         digest = hashlib.sha256(_header(self).encode())
         digest.update(repr(self.images.shape).encode())
         digest.update(np.ascontiguousarray(self.images, dtype="u1").tobytes())
@@ -90,9 +98,14 @@ def save_image_set(image_set: ImageSet, path: Path) -> None:
 def load_image_set(path: Path) -> ImageSet:
     """Read what ``save_image_set`` wrote and check its digest.
 
+    Of a folder that `mapped_images` prepared the images are not read but mapped into memory, and
+    only sizes are checked.
+
     Raises:
         DataError: If the file is missing, damaged or was written by something else.
     """
+    if path.is_dir():
+        return _map_image_set(path)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             header = json.loads(str(arrays["header"]))
@@ -111,6 +124,23 @@ def load_image_set(path: Path) -> ImageSet:
     if image_set.digest() != expected:
         raise DataError(f"{path} does not match its own digest. Delete it to build it again.")
     return image_set
+
+
+def _map_image_set(folder: Path) -> ImageSet:
+    try:
+        header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+        return ImageSet(
+            name=header["name"],
+            split=header["split"],
+            images=np.load(folder / PIXELS, mmap_mode="r", allow_pickle=False),
+            labels=np.array(header["labels"], np.int64),
+            sample_ids=tuple(header["sample_ids"]),
+            class_names=tuple(header["class_names"]),
+            templates=tuple(header["templates"]),
+            kept_digest=header["digest"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder} is not a readable image set: {error}. Delete it.") from error
 
 
 def _header(image_set: ImageSet) -> str:

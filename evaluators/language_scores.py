@@ -44,6 +44,12 @@ class Outcome:
         """Whether the answer is right."""
         return self.verdict.is_correct
 
+    @property
+    def credit(self) -> float:
+        """What the answer adds to a score, in [0, 1]."""
+        given = self.verdict.credit
+        return float(self.is_correct) if given is None else given
+
 
 @dataclass(frozen=True)
 class BenchmarkScores:
@@ -149,7 +155,7 @@ def truncation_rate(outcomes: Sequence[Outcome]) -> float:
 def _macro(name: str, by_subset: Mapping[str, Sequence[Outcome]]) -> Score:
     share = 1 / len(by_subset)
     parts = [
-        (share, [(each.cluster_id, float(each.is_correct)) for each in outcomes])
+        (share, [(each.cluster_id, each.credit) for each in outcomes])
         for outcomes in by_subset.values()
     ]
     return score_weighted(name, METRIC, parts)

@@ -50,6 +50,11 @@ class Prediction:
         """Whether answer and target agree."""
         return self.answer == self.target
 
+    @property
+    def credit(self) -> float:
+        """What the answer adds to a score: 1 if it is right, else 0."""
+        return float(self.is_correct)
+
 
 def write_predictions(path: Path, key: str, predictions: Iterable[Record]) -> None:
     """Write records as JSON lines, headed by a line with the key of what made them."""

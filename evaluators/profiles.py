@@ -48,10 +48,13 @@ class Verdict:
     Attributes:
         extracted: The answer it found; None if it found none: an abstention, counted as wrong.
         is_correct: Whether it is right.
+        credit: Share of the full score, in [0, 1], where the protocol gives a part of it; None
+            where it knows right and wrong alone.
     """
 
     extracted: str | None
     is_correct: bool
+    credit: float | None = None
 
 
 class Judged(Protocol):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
+from evaluators.clustered_means import ClusteredMeans, numbered
+
 
 class ScoredSample(Protocol):
-    """One sample and whether it was answered right: an image's `Prediction`, or an `Outcome`."""
+    """One sample and what its answer is worth: an image's `Prediction`, or an `Outcome`."""
 
     @property
     def sample_id(self) -> str:
@@ -23,8 +25,8 @@ class ScoredSample(Protocol):
         ...
 
     @property
-    def is_correct(self) -> bool:
-        """Whether the answer is right."""
+    def credit(self) -> float:
+        """What the answer adds to a score, in [0, 1]."""
         ...
 
 
@@ -51,7 +53,7 @@ class Score:
 def score_accuracy(
     benchmark: str, predictions: Sequence[ScoredSample], metric: str = "top1"
 ) -> Score:
-    """Share of right answers and its standard error.
+    """Share of right answers, or mean of credits, and its standard error.
 
     With clusters g of samples and residuals r, the error is sqrt(sum_g (sum_{i in g} r_i)^2) / n,
     times sqrt(G / (G - 1)) for G clusters; with one sample a cluster this is the usual error of a
@@ -82,7 +84,7 @@ def score_average(predictions: Mapping[str, Sequence[ScoredSample]], metric: str
 
 
 def _outcomes(predictions: Sequence[ScoredSample]) -> list[tuple[str, float]]:
-    return [(each.cluster_id, float(each.is_correct)) for each in predictions]
+    return [(each.cluster_id, each.credit) for each in predictions]
 
 
 def _mean_score(
@@ -92,22 +94,8 @@ def _mean_score(
     empty = [benchmark for benchmark, found in outcomes.items() if not found]
     if empty or not outcomes:
         raise ValueError(f"{', '.join(empty) or name}: there are no predictions to score")
-    means: list[float] = []
-    residuals: dict[str, float] = defaultdict(float)
-    for found in outcomes.values():
-        mean = math.fsum(outcome for _, outcome in found) / len(found)
-        means.append(mean)
-        for cluster, outcome in found:
-            residuals[cluster] += (outcome - mean) / (len(outcomes) * len(found))
-    value = math.fsum(means) / len(means)
-    num_samples = sum(map(len, outcomes.values()))
-    num_clusters = len(residuals)
-    # A benchmark of one cluster has a residual of 0, which is not the same as no spread.
-    if any(len({cluster for cluster, _ in found}) < 2 for found in outcomes.values()):
-        return Score(name, metric, value, math.nan, num_samples)
-    square = math.fsum(residual**2 for residual in residuals.values())
-    error = math.sqrt(square * num_clusters / (num_clusters - 1))
-    return Score(name, metric, value, error, num_samples)
+    parts = [(1 / len(outcomes), found) for found in outcomes.values()]
+    return _score(name, metric, parts, one_draw=True)
 
 
 def score_weighted(
@@ -115,12 +103,7 @@ def score_weighted(
 ) -> Score:
     """Weighted mean over parts of the means of their outcomes, and its standard error.
 
-    Each part tells its own spread, however few its samples are. For weights w_b and G_b clusters
-    g in part b, the error is
-    sqrt(sum_g (sum_b w_b / n_b sqrt(G_b / (G_b - 1)) sum_{i in g, b} r_i)^2),
-    that of a stratified mean (Cochran, Sampling Techniques, 3rd ed., section 5.4). Parts of a
-    single cluster tell no spread: they are taken as if drawn from one part, which rather makes the
-    error too large (section 5A.12 there, collapsed strata).
+    Each part tells its own spread, however few its samples are; see `ClusteredMeans`.
 
     Args:
         name: What the score is of.
@@ -133,31 +116,25 @@ def score_weighted(
     Raises:
         ValueError: If a part has no samples.
     """
-    residuals: dict[str, float] = defaultdict(float)
-    means: list[float] = []
-    lone: list[tuple[float, float]] = []  # weight and mean of parts of one cluster
-    for weight, found in parts:
-        if not found:
-            raise ValueError(f"{name}: there are no predictions to score")
-        mean = math.fsum(outcome for _, outcome in found) / len(found)
-        means.append(weight * mean)
-        num_clusters = len({cluster for cluster, _ in found})
-        if num_clusters == 1:
-            lone.append((weight, mean))
-            continue
-        share = weight / len(found) * math.sqrt(num_clusters / (num_clusters - 1))
-        for cluster, outcome in found:
-            residuals[cluster] += share * (outcome - mean)
-    square = math.fsum(residual**2 for residual in residuals.values()) + _collapsed(lone)
-    num_samples = sum(len(found) for _, found in parts)
-    return Score(name, metric, math.fsum(means), math.sqrt(square), num_samples)
+    if not all(found for _, found in parts):
+        raise ValueError(f"{name}: there are no predictions to score")
+    return _score(name, metric, parts, one_draw=False)
 
 
-def _collapsed(lone: Sequence[tuple[float, float]]) -> float:
-    """Squared error of a sum of weighted means, each of one cluster; nan of a single one."""
-    if len(lone) < 2:
-        return math.nan if lone else 0.0
-    total = math.fsum(weight for weight, _ in lone)
-    centre = math.fsum(weight * mean for weight, mean in lone) / total
-    squares = math.fsum((weight * (mean - centre)) ** 2 for weight, mean in lone)
-    return squares * len(lone) / (len(lone) - 1)
+def _score(
+    name: str,
+    metric: str,
+    parts: Sequence[tuple[float, Sequence[tuple[str, float]]]],
+    *,
+    one_draw: bool,
+) -> Score:
+    """The score of parts: weight, and (cluster, outcome) of every sample, of which there is one."""
+    samples = [(place, *each) for place, (_, found) in enumerate(parts) for each in found]
+    strata, clusters, outcomes = zip(*samples, strict=True)
+    means = ClusteredMeans(
+        np.array(strata),
+        numbered(clusters),
+        np.array([weight for weight, _ in parts]),
+        one_draw=one_draw,
+    )
+    return Score(name, metric, *means.of(np.array(outcomes, dtype=float)), len(samples))

@@ -12,10 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import numpy as np
 
-from nan_merge.coefficient_table import WHOLE_MODEL, CoefficientTable, scope_key
+from nan_merge.coefficient_table import (
+    WHOLE_MODEL,
+    CoefficientTable,
+    read_coefficients,
+    scope_key,
+)
 from nan_merge.errors import CoefficientError, IncompatibleError
 from nan_merge.methods import METHODS
 from nan_merge.methods.method import TensorNorms
@@ -65,6 +71,8 @@ def compute_coefficients(
     spec = recipe.coefficients
     if spec.source == "matched":
         return _spread_evenly(recipe, tensor_names, norms)
+    if spec.source == "table":
+        return _from_file(recipe, tensor_names, norms)
     selected = _selected(spec, tensor_names) if norms else []
     used, alpha = _alphas(recipe, tensor_names, selected, norms, num_elements or {})
     num_merged = _num_merged(alpha)
@@ -83,6 +91,32 @@ def compute_coefficients(
     _refuse_infinite(coefficients)
     names = tuple(model.name for model in recipe.models)
     return CoefficientTable(names, scope, alpha, coefficients, used, scale)
+
+
+def _from_file(
+    recipe: MergeRecipe, tensor_names: Sequence[str], norms: Mapping[str, TensorNorms]
+) -> CoefficientTable:
+    """Coefficients that were learned, or made by another merge, times weights, scale and lambda."""
+    path = Path(recipe.coefficients.table or "")
+    scope, rows = read_coefficients(path, [model.name for model in recipe.models])
+    if missing := sorted({scope_key(scope, name) for name in tensor_names} - rows.keys()):
+        raise CoefficientError(
+            f"{path} has no coefficients for {missing[0]}"
+            f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}, which is merged. "
+            "It was made for other models, or with another `scope`."
+        )
+    if not all(is_plain(model.weight) for model in recipe.models):
+        rows = {name: rows[scope_key(scope, name)] for name in tensor_names}
+        scope = "tensor"
+    shares = _times_weights(recipe, scope, tensor_names, rows)
+    scale = _scale(recipe, shares, _summed(scope, list(norms), norms), _num_merged(rows))
+    if _sums_to_one(recipe):
+        shares = {key: _normalised(row, key) for key, row in shares.items()}
+    factor = recipe.coefficients.lambda_ * scale
+    coefficients = {key: _rounded(factor, row) for key, row in shares.items()}
+    _refuse_infinite(coefficients)
+    names = tuple(model.name for model in recipe.models)
+    return CoefficientTable(names, scope, rows, coefficients, {}, scale)
 
 
 def _sums_to_one(recipe: MergeRecipe) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nan_merge.checkpoint import INDEX_NAME
-from nan_merge.fingerprint import digest_file, digest_text
+from nan_merge.fingerprint import digest_file, digest_text, fingerprint
 from nan_merge.hub import is_own_file
 from nan_merge.json_file import read_json_table
 from nan_merge.measured import Measured
@@ -63,6 +63,11 @@ def merge_key(plan: MergePlan, inputs: Sequence[str]) -> str:
     recipe.pop("base")
     for model in recipe["models"]:
         model.pop("path")
+        model.pop("statistics")
+    # What a file says counts, and not where it lies.
+    table = recipe["coefficients"].pop("table")
+    if table is not None:
+        recipe["coefficients"]["table"] = digest_file(Path(table))
     recipe["modules"] = {
         module: source if isinstance(source, str) else "place"
         for module, source in recipe["modules"].items()
@@ -76,6 +81,10 @@ def merge_key(plan: MergePlan, inputs: Sequence[str]) -> str:
         "inputs": list(inputs),
         "beside": {path.name: digest_file(path) for path in side_files(plan)},
     }
+    if plan.statistics:
+        content["statistics"] = [
+            [fingerprint(each.checkpoint), sorted(each.inputs_first)] for each in plan.statistics
+        ]
     if plan.vocabulary and plan.vocabulary.folder != plan.side_folder:
         files = own_files(plan.vocabulary.folder)
         content["tokenizer"] = {path.name: digest_file(path) for path in files}
@@ -145,7 +154,11 @@ def make_manifest(
     """The manifest of a merge; the same merge gives the same manifest."""
     models = [model.name for model in plan.models]
     inputs = [*(["base"] if plan.base else []), *models, *(place.name for place in plan.places)]
-    return {
+    repairs: dict[str, dict[str, float]] = {}
+    for record in files:
+        for repair, of_tensors in record.repairs.items():
+            repairs.setdefault(repair, {}).update(of_tensors)
+    manifest = {
         "format": 1,
         "nan_merge": version("nan-merge"),
         "merge_key": merge_key(plan, fingerprints),
@@ -166,6 +179,7 @@ def make_manifest(
             for record in files
         },
     }
+    return manifest | {"repairs": repairs} if repairs else manifest
 
 
 def side_files(plan: MergePlan) -> list[Path]:

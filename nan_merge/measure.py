@@ -58,6 +58,8 @@ def measure(plans: Sequence[MergePlan], run_tasks: RunTasks, workers: int = 1) -
                 norms=norms if needs(recipe, "inner_products") else {},
                 rescales=rescales.get(_drawn(recipe), {}),
                 options=options_by_tensor(recipe.method, elements, len(recipe.models)),
+                statistics=plan.data_statistics(list(elements)),
+                inputs_first=plan.statistics[0].inputs_first if plan.statistics else frozenset(),
             )
         )
     return _with_majority_signs(plans, measured, groups, run_tasks, workers)

@@ -11,6 +11,7 @@ from nan_merge.methods import METHODS, Context, MergeMethod, TensorNorms
 from nan_merge.methods.method import Statistic
 from nan_merge.plan import AlignedTensor
 from nan_merge.recipe import MergeRecipe
+from nan_merge.safetensors_file import TensorInfo
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Measured:
         rescales: For each tensor, T factors on what is kept after dropping at random, where the
             method needs them.
         options: The method's options in each tensor, where they differ.
+        statistics: Where, for each tensor, T statistics made from data lie; those without are
+            averaged.
+        inputs_first: Names of weights whose first axis meets the inputs.
     """
 
     table: CoefficientTable
@@ -35,6 +39,8 @@ class Measured:
     norms: Mapping[str, TensorNorms] = field(default_factory=dict)
     rescales: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    statistics: Mapping[str, tuple[TensorInfo, ...]] = field(default_factory=dict)
+    inputs_first: frozenset[str] = frozenset()
 
     def options_of(self, tensor_name: str, method: Any) -> Any:
         """The method's options in one tensor, as plain numbers."""
@@ -71,4 +77,5 @@ def context_of(recipe: MergeRecipe, measured: Measured, tensor: AlignedTensor) -
         majority_sign=measured.majority_sign,
         norms=measured.norms.get(tensor.name),
         rescales=measured.rescales.get(tensor.name, ()),
+        inputs_first=tensor.name in measured.inputs_first,
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nan_merge.checkpoint import Checkpoint, open_checkpoint
+from nan_merge.data_statistics import refuse_foreign
 from nan_merge.errors import OutputError
 from nan_merge.fingerprint import (
     digest_text,
@@ -31,6 +32,7 @@ from nan_merge.manifest import (
 )
 from nan_merge.measure import measure
 from nan_merge.measured import Measured, is_compiled, method_of
+from nan_merge.model_reference import open_model
 from nan_merge.object_output import (
     find_result,
     forget_sent,
@@ -142,6 +144,7 @@ def merge_checkpoints(
     jobs = [_Job(plan_merge(recipe), output) for recipe, output in recipes]
     for job in jobs:
         refuse_input_as_output(job.checkpoints, job.output)
+        refuse_foreign_statistics(job.plan, workers)
     done = {job.output: key for job in jobs if (key := _key_if_done(job, workers))}
     todo = [job for job in jobs if job.output not in done]
     check_disk([(job.plan, job.output) for job in todo])
@@ -153,6 +156,21 @@ def merge_checkpoints(
         MergeOutcome(job.output, (done | made)[job.output], reused=job.output in done)
         for job in jobs
     ]
+
+
+def refuse_foreign_statistics(plan: MergePlan, workers: int = 1) -> None:
+    """See that statistics made from data belong to the very models that are merged.
+
+    Raises:
+        IncompatibleError: If a model changed since, or they are of another one.
+    """
+    if not plan.statistics:
+        return
+    # As they lie in files: the plan may have taken their rows in another order.
+    base = open_model(plan.recipe.base, "base") if plan.recipe.base is not None else None
+    for reference, statistics in zip(plan.recipe.models, plan.statistics, strict=True):
+        model = open_model(reference.path, reference.name, base)
+        refuse_foreign(statistics, fingerprint(model, workers))
 
 
 def merge_key_of(recipe: MergeRecipe, workers: int = 1) -> str:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from nan_merge.checkpoint import OPEN_CLIP_WEIGHTS, Checkpoint, layer_of, natural_key
 from nan_merge.coefficients import check_num_layers
+from nan_merge.data_statistics import DataStatistics, statistics_of
 from nan_merge.dtypes import BY_LABEL, DType
 from nan_merge.errors import IncompatibleError, OutputError
 from nan_merge.lora import config_folder
+from nan_merge.methods import METHODS
 from nan_merge.missing import Missing, find_problems, missing_policy
 from nan_merge.modules import Taken, as_language_model, take_modules
 from nan_merge.problems import (
@@ -116,6 +118,7 @@ class MergePlan:
         tensors: What the result holds.
         shards: The same, by file.
         vocabulary: The result's rows and tokenizer, if tokenizers were compared.
+        statistics: What data said of each model, if the method reads it.
         taken: What is taken from one model instead of being merged.
     """
 
@@ -125,7 +128,14 @@ class MergePlan:
     tensors: tuple[AlignedTensor, ...]
     shards: tuple[ShardPlan, ...]
     vocabulary: Vocabulary | None = None
+    statistics: tuple[DataStatistics, ...] = ()
     taken: Taken = field(default_factory=Taken)
+
+    def data_statistics(self, names: Sequence[str]) -> dict[str, tuple[TensorInfo, ...]]:
+        """Name -> where each model's statistics of that tensor lie, for those that have them."""
+        tables = [each.checkpoint.tensors for each in self.statistics]
+        known = [name for name in names if tables and name in tables[0]]
+        return {name: tuple(table[name] for table in tables) for name in known}
 
     @property
     def places(self) -> tuple[Checkpoint, ...]:
@@ -203,22 +213,38 @@ def find_plan(recipe: MergeRecipe) -> tuple[MergePlan | None, Problems]:
     if not tensors:
         return None, problems
     attempt(problems, check_num_layers, recipe, [tensor.name for tensor in tensors])
-    if whole:
-        attempt(problems, _refuse_nothing_to_merge, tensors)
-        result = config_model(recipe, base, models)
-        attempt(problems, check_config, result, base or models[0], tensors)
-        names = [model.name for model in models]
-        attempt(problems, coefficients_from_headers, recipe, names, tensors)
-        merged = [tensor.name for tensor in tensors if tensor.is_merged]
-        attempt(problems, options_by_tensor, recipe.method, merged, len(models))
+    statistics = _check_whole(recipe, base, models, tensors, problems) if whole else None
     dtype = BY_LABEL[recipe.dtype] if recipe.dtype else None
     if (base or models[0]).is_open_clips:
         shards: tuple[ShardPlan, ...] = (ShardPlan(OPEN_CLIP_WEIGHTS, tensors, dtype),)
     else:
         shards = tuple(pack_shards(tensors, dtype, recipe.shard_bytes))
     vocabulary = matched.vocabulary if matched else None
-    plan = MergePlan(recipe, base, tuple(models), tensors, shards, vocabulary, taken)
+    plan = MergePlan(
+        recipe, base, tuple(models), tensors, shards, vocabulary, statistics or (), taken
+    )
     return plan, problems
+
+
+def _check_whole(
+    recipe: MergeRecipe,
+    base: Checkpoint | None,
+    models: Sequence[Checkpoint],
+    tensors: tuple[AlignedTensor, ...],
+    problems: Problems,
+) -> tuple[DataStatistics, ...] | None:
+    """What can be said when all tensors are known; statistics, if the method reads any."""
+    attempt(problems, _refuse_nothing_to_merge, tensors)
+    result = config_model(recipe, base, models)
+    attempt(problems, check_config, result, base or models[0], tensors)
+    names = [model.name for model in models]
+    attempt(problems, coefficients_from_headers, recipe, names, tensors)
+    merged = [tensor.name for tensor in tensors if tensor.is_merged]
+    attempt(problems, options_by_tensor, recipe.method, merged, len(models))
+    wanted = METHODS[recipe.method.name].reads
+    if wanted is None:
+        return None
+    return attempt(problems, statistics_of, recipe, wanted, tensors)
 
 
 def config_model(

@@ -140,10 +140,22 @@ def write_text_atomically(path: Path, text: str) -> None:
     write_bytes_atomically(path, text.encode())
 
 
-def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Replace what is at ``path``; a reader sees the old content or the new, never a part."""
+def write_bytes_atomically(path: Path, content: bytes, *, make_folder: bool = True) -> None:
+    """Replace what is at ``path``; a reader sees the old content or the new, never a part.
+
+    Args:
+        path: File to write.
+        content: What it will hold.
+        make_folder: Whether its folder is made if it is missing; if not, nothing is written then.
+
+    Raises:
+        OutputError: If the disk is full or not writable.
+    """
     with explain_write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        elif not path.parent.is_dir():
+            return
         partial = partial_path(path)
         try:
             partial.write_bytes(content)

@@ -22,7 +22,11 @@ from nan_merge.weights import Weight, check_weight
 
 OutputDtype = Literal["float32", "bfloat16", "float16"]
 MissingPolicy = Literal["error", "base", "drop"]
-CoefficientSource = Literal["nan", "rms", "variance", "metagpt", "uniform", "matched", "fixed"]
+CoefficientSource = Literal[
+    "nan", "rms", "variance", "metagpt", "uniform", "matched", "fixed", "table"
+]
+LONG_SOURCES = ("fixed", "table")  # which say nothing without a second field
+SHORT_SOURCES = [source for source in get_args(CoefficientSource) if source not in LONG_SOURCES]
 Scale = Literal["paper", "norm", "count"] | Annotated[float, Field(gt=0)]
 
 
@@ -52,6 +56,10 @@ class ModelReference(StrictModel):
     layer to the last; or rules `{filter: PATTERN, value: number or list}`, of which the first that
     fits a tensor's name counts. A rule without `filter` fits all; where none fits, the weight is 0
     and the base is kept."""
+
+    statistics: str | None = None
+    """Folder of statistics that data gave of this model, for methods that read them: `fisher` and
+    `regmean`. `nan-merge run` gathers them where they are absent."""
 
     @model_validator(mode="before")
     @classmethod
@@ -93,9 +101,12 @@ class CoefficientSpec(StrictModel):
     """`nan`: inverse norms (arXiv 2505.16148, Eq. 10); `rms`: inverse root mean squares, every
     tensor counting the same; `variance`: inverse variances about the mean; `metagpt`: squared
     norms of task vectors (arXiv 2406.11385); `uniform`: the same for every model; `matched`:
-    uniform with NAN's sum, for ablations; `fixed`: `values`."""
+    uniform with NAN's sum, for ablations; `fixed`: `values`; `table`: a file of them."""
     values: tuple[float, ...] | None = None
     """One number per model, for `source: fixed` only."""
+    table: str | None = None
+    """For `source: table` only: a JSON file of coefficients per model, layer or tensor, as
+    AdaMerging writes it; a `merge_manifest.json` is one, too."""
     target: Literal["weights", "task_vector"] = "weights"
     """Whose norm NAN takes: the fine-tuned weights (the paper), or fine-tuned minus base."""
     scope: Literal["model", "layer", "tensor"] = "model"
@@ -128,9 +139,11 @@ class CoefficientSpec(StrictModel):
     def _values_belong_to_fixed(self) -> CoefficientSpec:
         if (self.source == "fixed") != (self.values is not None):
             raise ValueError("`values` goes with `source: fixed`, and only with it")
+        if (self.source == "table") != (self.table is not None):
+            raise ValueError("`table: FILE` goes with `source: table`, and only with it")
         fields = CoefficientSpec.model_fields
         idle = [f"`{name}`" for name in NORM_KNOBS if getattr(self, name) != fields[name].default]
-        if self.source in ("uniform", "fixed") and idle:
+        if self.source in ("uniform", *LONG_SOURCES) and idle:
             raise ValueError(
                 f"{', '.join(idle)} would do nothing: `source: {self.source}` takes no norms. "
                 "Set `source: nan`, or remove them"
@@ -163,7 +176,10 @@ Coefficients = Annotated[
     BeforeValidator(_expand_coefficients),
     Field(
         json_schema_extra=_or_short(
-            {"type": "string", "enum": [s for s in get_args(CoefficientSource) if s != "fixed"]},
+            {
+                "type": "string",
+                "enum": [s for s in get_args(CoefficientSource) if s not in LONG_SOURCES],
+            },
             {"type": "array", "items": {"type": "number"}},
         )
     ),

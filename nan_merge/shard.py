@@ -17,7 +17,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,7 +36,7 @@ from nan_merge.publish import (
     partial_path,
     partial_paths,
     start_writeback,
-    write_text_atomically,
+    write_bytes_atomically,
 )
 from nan_merge.raw_runs import raw_runs, run_raw
 from nan_merge.recipe import MergeRecipe
@@ -73,6 +75,7 @@ class ShardRecord:
         device: Where it was computed.
         tensors: Tensor's name -> xxh3 of its segments, in hexadecimal.
         inputs: The same for every input, the base first if there is one.
+        repairs: What the method had to repair -> tensor's name -> how much of it.
     """
 
     file_name: str
@@ -80,6 +83,7 @@ class ShardRecord:
     device: str
     tensors: dict[str, list[str]]
     inputs: list[dict[str, list[str]]]
+    repairs: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,14 @@ class _Output:
 
 
 Digests = tuple[bytes, ...]
+
+
+class MergedChunk(NamedTuple):
+    """What is kept of a chunk: digests of every input and output, and repairs of every output."""
+
+    inputs: list[Digests]
+    outputs: list[Digests]
+    repairs: list[dict[str, float]]
 
 
 def merge_shards(jobs: Sequence[ShardJob], workers: int = 1) -> list[ShardRecord]:
@@ -144,10 +156,10 @@ def _write(jobs: Sequence[ShardJob], workers: int) -> list[ShardRecord]:
         stack.enter_context(explain_write_errors(_paths(jobs[0])[0]))
         outputs = [_open(stack, job) for job in jobs]
         chunks = cut(jobs[0].shard.tensors, method_of(jobs[0].recipe).unit)
-        digests = list(_merge_chunks(chunks, outputs, workers))
+        merged = list(_merge_chunks(chunks, outputs, workers))
         for output in outputs:
             os.fsync(output.descriptor)
-        return [_close(output, place, chunks, digests) for place, output in enumerate(outputs)]
+        return [_close(output, place, chunks, merged) for place, output in enumerate(outputs)]
 
 
 def _open(stack: ExitStack, job: ShardJob) -> _Output:
@@ -173,18 +185,22 @@ def _close(
     output: _Output,
     place: int,
     chunks: Sequence[Chunk],
-    digests: Sequence[tuple[list[Digests], list[Digests]]],
+    merged: Sequence[MergedChunk],
 ) -> ShardRecord:
     """Give the file its name and keep a record of it; after this it is not written again."""
     path, journal = _paths(output.job)
-    num_inputs = len(digests[0][0]) if digests else 0
+    num_inputs = len(merged[0].inputs) if merged else 0
     tensors: dict[str, list[str]] = {}
+    repairs: dict[str, dict[str, float]] = {}
     inputs: list[dict[str, list[str]]] = [{} for _ in range(num_inputs)]
-    for chunk, (of_inputs, of_outputs) in zip(chunks, digests, strict=True):
+    for chunk, found in zip(chunks, merged, strict=True):
         name = chunk.tensor.name
-        tensors.setdefault(name, []).extend(digest.hex() for digest in of_outputs[place])
-        for known, segments in zip(inputs, of_inputs, strict=True):
+        tensors.setdefault(name, []).extend(digest.hex() for digest in found.outputs[place])
+        for known, segments in zip(inputs, found.inputs, strict=True):
             known.setdefault(name, []).extend(digest.hex() for digest in segments)
+        for repair, number in found.repairs[place].items():
+            of_repair = repairs.setdefault(repair, {})
+            of_repair[name] = of_repair.get(name, 0) + number
     try:
         output.partial.replace(path)
     except FileNotFoundError:
@@ -194,22 +210,23 @@ def _close(
         raise
     device = chosen_device(output.job.recipe.device)
     num_bytes = os.fstat(output.descriptor).st_size
-    record = ShardRecord(path.name, num_bytes, device, tensors, inputs)
-    write_text_atomically(journal, json.dumps(asdict(record)))
+    record = ShardRecord(path.name, num_bytes, device, tensors, inputs, repairs)
+    # No folder: another attempt was faster, and the merge has gone to its place since.
+    write_bytes_atomically(journal, json.dumps(asdict(record)).encode(), make_folder=False)
     remove_partial_files(path)
     return record
 
 
 def remove_partial_files(path: Path) -> None:
     """Remove what attempts at a file of weights left that died, or that come too late."""
-    for partial in partial_paths(path):
-        partial.unlink(missing_ok=True)
+    for leftover in partial_paths(path):
+        leftover.unlink(missing_ok=True)
 
 
 def _merge_chunks(
     chunks: Sequence[Chunk], outputs: Sequence[_Output], workers: int
-) -> Iterator[tuple[list[Digests], list[Digests]]]:
-    """Digests of the inputs and of the outputs of every chunk, as it is merged and written."""
+) -> Iterator[MergedChunk]:
+    """What is kept of every chunk, as it is merged and written."""
     recipes = [output.job.recipe for output in outputs]
     device = chosen_device(recipes[0].device)
     if device == "cpu" and all(is_compiled(recipe) for recipe in recipes):
@@ -231,13 +248,15 @@ class _Hashes:
         for content, data in zip(self.inputs, stored, strict=True):
             content.update(data)
 
-    def digests(self) -> tuple[list[Digests], list[Digests]]:
-        return [c.digests() for c in self.inputs], [c.digests() for c in self.outputs]
+    def digests(self, repairs: list[dict[str, float]] | None = None) -> MergedChunk:
+        return MergedChunk(
+            [content.digests() for content in self.inputs],
+            [content.digests() for content in self.outputs],
+            repairs or [{} for _ in self.outputs],
+        )
 
 
-def _merge_compiled(
-    chunk: Chunk, outputs: Sequence[_Output]
-) -> tuple[list[Digests], list[Digests]]:
+def _merge_compiled(chunk: Chunk, outputs: Sequence[_Output]) -> MergedChunk:
     tensor = chunk.tensor
     if not tensor.is_merged:
         return _copy(chunk, outputs)
@@ -256,29 +275,33 @@ def _merge_compiled(
     return hashes.digests()
 
 
-def _merge_by_torch(
-    chunk: Chunk, outputs: Sequence[_Output], device: str
-) -> tuple[list[Digests], list[Digests]]:
+def _merge_by_torch(chunk: Chunk, outputs: Sequence[_Output], device: str) -> MergedChunk:
     tensor = chunk.tensor
     if not tensor.is_merged:
         return _copy(chunk, outputs)
     hashes = _Hashes(tensor, outputs)
+    repairs = [dict[str, float]() for _ in outputs]
     for run in chunk.runs():
         stored = run.read_stored()
         hashes.read(stored)
         raw = load_run(run, stored, device)
-        for output, content in zip(outputs, hashes.outputs, strict=True):
+        for output, content, repaired in zip(outputs, hashes.outputs, repairs, strict=True):
             job, dtype = output.job, tensor.output_dtype(output.job.shard.dtype)
-            merged = merge_run_by_torch(job.recipe, job.measured, run, raw, dtype)
+            report = partial(_add_repair, repaired)
+            merged = merge_run_by_torch(job.recipe, job.measured, run, raw, dtype, report)
             if merged is None:
                 raise _not_finite(tensor, stored, dtype)
             content.update(merged)
             output.write(tensor, run.start, merged)
         report_progress(sum(map(len, stored)))
-    return hashes.digests()
+    return hashes.digests(repairs)
 
 
-def _copy(chunk: Chunk, outputs: Sequence[_Output]) -> tuple[list[Digests], list[Digests]]:
+def _add_repair(repairs: dict[str, float], repair: str, number: float) -> None:
+    repairs[repair] = repairs.get(repair, 0) + number
+
+
+def _copy(chunk: Chunk, outputs: Sequence[_Output]) -> MergedChunk:
     """A tensor that is taken from one model, or that cannot be averaged and all must agree on."""
     tensor = chunk.tensor
     hashes = _Hashes(tensor, outputs)

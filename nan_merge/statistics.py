@@ -21,7 +21,6 @@ from nan_merge.plan import AlignedTensor
 from nan_merge.raw_runs import kernel_scratch, raw_runs, run_raw
 
 Reduced = TypeVar("Reduced")
-COARSE_BITS, FINE_BITS = 15, 16  # together the 31 bits of a float32 magnitude
 
 
 def count_magnitudes(
@@ -77,7 +76,7 @@ def _count(
 
 
 def _count_chunk(chunk: Chunk, bins: list[list[int]] | None) -> np.ndarray:
-    from nan_merge.kernels.magnitudes import count_coarse, count_fine
+    from nan_merge.kernels.magnitudes import COARSE_BITS, FINE_BITS, count_coarse, count_fine
 
     assert chunk.tensor.base is not None, "thresholds are of task vectors, which need a base"
     num_models = len(chunk.tensor.finetuned)
@@ -167,7 +166,8 @@ def thresholds_from_places(places: Places, fine: np.ndarray) -> list[tuple[float
     def threshold(place: Place, histogram: np.ndarray) -> float:
         if place.fixed is not None:
             return place.fixed
-        return bits_to_float(place.coarse_bin << FINE_BITS | find_rank(histogram, place.rank)[0])
+        inside = find_rank(histogram, place.rank)[0]
+        return bits_to_float(place.coarse_bin * len(histogram) + inside)
 
     by_model = [list(map(threshold, row, counts)) for row, counts in zip(places, fine, strict=True)]
     return list(zip(*by_model, strict=True))

@@ -27,6 +27,8 @@ def journaled(run_tasks: RunTasks, folder: Path) -> RunTasks:
     """Run tasks as ``run_tasks`` does, but those whose record is in the folder."""
 
     def run(tasks: Sequence[Task]) -> list[Any]:
+        with suppress(OSError):  # the merge itself will say that the disk is full
+            folder.mkdir(parents=True, exist_ok=True)
         return run_tasks(
             [
                 replace(task, function=remembered, arguments=(str(_place(folder, task)), task))
@@ -50,7 +52,8 @@ def remembered(place: str, task: Task) -> Any:
         return _load(path.read_bytes(), task.function)
     found = task.function(*task.arguments)
     with suppress(OutputError):  # the merge itself will say that the disk is full
-        write_bytes_atomically(path, _dump(found, task.function))
+        # No folder: another attempt was faster, and the merge has gone to its place since.
+        write_bytes_atomically(path, _dump(found, task.function), make_folder=False)
     return found
 
 

@@ -115,7 +115,9 @@ def check_entries(options: StrictModel, num_models: int) -> None:
         ValueError: With the option's name and both numbers.
     """
     for option, value in options:
-        if isinstance(value, tuple) and not _rules(value) and len(value) != num_models:
+        if not isinstance(value, tuple) or any(isinstance(entry, str) for entry in value):
+            continue  # names of tensors are no numbers of models
+        if not _rules(value) and len(value) != num_models:
             what = "entries" if differs_by_tensor(value) else "numbers"
             raise ValueError(
                 f"method.{option} has {len(value)} {what} for {num_models} models; give one "

@@ -46,7 +46,7 @@ def compare(
     output: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Write comparison.json, comparison.md and flips.jsonl there."
+            metavar="DIR", help="Write comparison.html, .md and .json, and flips.jsonl there."
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,

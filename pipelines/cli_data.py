@@ -15,20 +15,30 @@ app.add_typer(data, name="data")
 
 
 @data.command(
-    epilog="Examples:\n\nnan-merge data fetch gsm8k data/\n\nnan-merge data fetch mmlu data/"
+    epilog="Examples:\n\nnan-merge data fetch gsm8k data/\n\nnan-merge data fetch SUN397 data/"
 )
 def fetch(
     benchmark: Annotated[
-        str, typer.Argument(metavar="BENCHMARK", help="mmlu, ceval, bbh or gsm8k.")
+        str,
+        typer.Argument(
+            metavar="BENCHMARK",
+            help="mmlu, ceval, bbh, gsm8k, or an image set: SUN397, Cars, RESISC45, EuroSAT, SVHN, "
+            "GTSRB, MNIST, DTD.",
+        ),
     ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Its files go to DIR/BENCHMARK.")],
+    train: Annotated[
+        bool, typer.Option("--train", help="Of an image set, fetch its training images too.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """Fetch a benchmark from the Hugging Face hub into the layout that its authors use."""
+    """Fetch a benchmark from the Hugging Face hub: questions in the layout that their authors use,
+    images as parquet.
+    """
     with explain_errors(debug):
-        from evaluators.data_fetch import fetch_benchmark
+        from pipelines.data_verify import fetch_command
 
-        target = fetch_benchmark(benchmark, folder)
+        target = fetch_command(benchmark, folder, train=train)
         open_console().print(
             f"{target}   (nan-merge data verify {folder})", markup=False, highlight=False
         )
@@ -36,17 +46,24 @@ def fetch(
 
 @data.command(
     epilog="Examples:\n\nnan-merge data verify data/\n\n"
-    "DIR holds a folder for each benchmark: DIR/mmlu, DIR/gsm8k, ..."
+    "nan-merge data verify data/ --classes\n\n"
+    "DIR holds a folder for each benchmark: DIR/mmlu, DIR/gsm8k, DIR/SUN397, ..."
 )
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="With a folder per benchmark.")],
+    classes: Annotated[
+        bool, typer.Option("--classes", help="Of image sets, count the images of each class.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """Check that data is whole and every question can be scored; print counts and digests."""
+    """Check that data is whole and every question can be scored; print counts and digests.
+
+    Every image is decoded.
+    """
     with explain_errors(debug):
         from pipelines.data_verify import verify_command
 
-        verify_command(folder, open_console())
+        verify_command(folder, open_console(), classes=classes)
 
 
 @data.command(epilog="Examples:\n\nnan-merge data convert-geoqa GeoQA/data/test.pk data/geoqa")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 
 from evaluators.predictions import Prediction
 from evaluators.scores import Score, score_average
+from nan_merge.checkpoint import layer_of, natural_key
 from nan_merge.recipe import MergeRecipe, ModelReference
-from pipelines.config import INDIVIDUAL, PRETRAINED, MergeEntry
+from pipelines.config import INDIVIDUAL, MULTITASK, PRETRAINED, MergeEntry
 from pipelines.evaluate import Candidate, predictions_path, read_part
 from pipelines.paired import Pairs, difference_of, joined, pairs_of
 from pipelines.provenance import git_commit
@@ -48,7 +50,9 @@ def result_rows(
     models: Sequence[ModelReference],
     merges: Sequence[tuple[str, MergeRecipe]],
 ) -> tuple[ResultRow, ...]:
-    """Rows of the table: the base, each task's own fine-tuned model, then the merges in order."""
+    """Rows of the table: the base, each task's own fine-tuned model, a model of all tasks if there
+    is one, then the merges in order.
+    """
     rows = [row_of(PRETRAINED, "pretrained", None, scores[PRETRAINED, name]) for name in benchmarks]
     names = {model.name for model in models}
     rows += [
@@ -56,9 +60,35 @@ def result_rows(
         for name in benchmarks
         if name in names
     ]
+    if all((MULTITASK, name) in scores for name in benchmarks):
+        rows += [
+            row_of(MULTITASK, "multitask", None, scores[MULTITASK, name]) for name in benchmarks
+        ]
     for merge, recipe in merges:
         rows += [row_of(merge, "merged", recipe, scores[merge, name]) for name in benchmarks]
     return tuple(rows)
+
+
+def at_chance(scores: Scores, num_classes: Mapping[str, int]) -> list[str]:
+    """Warn of benchmarks on which the pretrained model only guesses: labels are then suspicious.
+
+    Args:
+        scores: Of all models.
+        num_classes: Benchmark -> how many classes it has.
+    """
+    guesses: list[str] = []
+    for benchmark, count in num_classes.items():
+        score, chance = scores[PRETRAINED, benchmark], 1 / count
+        error = (chance * (1 - chance) / max(1, score.num_samples)) ** 0.5
+        if score.value <= chance + 2 * error:
+            guesses.append(f"{benchmark} {score.value:.1%} ({count} classes)")
+    if not guesses:
+        return []
+    return [
+        f"Suspicious: {PRETRAINED} is no better than chance on {', '.join(guesses)}. A pretrained "
+        "CLIP is far better: labels may be in another order than the class names, or the heads of "
+        "another model."
+    ]
 
 
 def row_of(model: str, kind: RowKind, recipe: MergeRecipe | None, score: Score) -> ResultRow:
@@ -177,6 +207,7 @@ def merge_summary(
         coefficients=_means(manifest["coefficients"]),
         scale=manifest["scale"] * recipe.coefficients.lambda_,
         folder=str(folder),
+        layers=_by_layer(manifest["coefficients"]),
     )
 
 
@@ -184,6 +215,18 @@ def _means(by_model: Mapping[str, Any]) -> dict[str, float]:
     return {
         model: sum(value.values()) / len(value) if isinstance(value, dict) else value
         for model, value in by_model.items()
+    }
+
+
+def _by_layer(by_model: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Layer -> model -> mean over the layer's keys; empty if there is one number per model."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for model, values in by_model.items():
+        for key, value in values.items() if isinstance(values, dict) else ():
+            found.setdefault(layer_of(key), {}).setdefault(model, []).append(value)
+    return {
+        layer: {model: fmean(values) for model, values in found[layer].items()}
+        for layer in sorted(found, key=natural_key)
     }
 
 

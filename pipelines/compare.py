@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,6 +105,7 @@ def compare_runs(
     reader: AnswerReader,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    only: Collection[str] | None = None,
 ) -> Comparison:
     """Compare all models of runs, evaluations and imports with one of them.
 
@@ -114,12 +115,15 @@ def compare_runs(
         reader: Reads their answers.
         resamples: Of each bootstrap.
         seed: Of the bootstraps.
+        only: Names of the models to compare, beside the baseline; all if absent.
 
     Raises:
         ConfigError: If there is no such baseline, or nothing to compare with it.
         DataError: If answers are missing or damaged, or models were not asked the same.
     """
     models, reference = _models(folders, baseline)
+    if only is not None:
+        models = [each for each in models if each is reference or each.name in only]
     benchmarks = tuple(reference.records)
     shared = [each for each in models if set(each.records) & set(benchmarks)]
     if len(shared) < 2:
@@ -225,7 +229,7 @@ def _compare_all(
 def _score(outcomes: Outcomes) -> float:
     """Unweighted mean over subsets."""
     _, subset = np.unique(outcomes.subsets, return_inverse=True)
-    return float(np.mean(np.bincount(subset, weights=outcomes.right) / np.bincount(subset)))
+    return float(np.mean(np.bincount(subset, weights=outcomes.credits) / np.bincount(subset)))
 
 
 def _with_ranks(models: Sequence[ComparedModel], benchmarks: Sequence[str]) -> list[ComparedModel]:
@@ -273,13 +277,13 @@ def _flips(outcomes: Mapping[str, Mapping[str, Outcomes]], baseline: str) -> lis
     for model, answers in outcomes.items():
         for name, each in answers.items() if model != baseline else ():
             other = outcomes[baseline][name]
-            for place in np.flatnonzero(each.right != other.right):
+            for place in np.flatnonzero(each.credits != other.credits):
                 found.append(
                     Flip(
                         benchmark=name,
                         sample_id=str(each.sample_ids[place]),
                         model=model,
-                        won=bool(each.right[place]),
+                        won=bool(each.credits[place] > other.credits[place]),
                         answer=each.answers[place],
                         baseline_answer=other.answers[place],
                         gold=each.golds[place],

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 
 from evaluators.profiles import ScorerName
 from nan_merge.config_messages import did_you_mean
-from nan_merge.errors import ConfigError
+from nan_merge.errors import ConfigError, MissingExtraError
 from nan_merge.publish import write_text_atomically
 from pipelines.compare import Comparison, compare_runs
 from pipelines.compare_view import (
@@ -20,6 +21,7 @@ from pipelines.compare_view import (
     summary_sheet,
 )
 from pipelines.compared_models import AnswerReader
+from pipelines.comparison_page import write_comparison_page
 from pipelines.extras import require
 from pipelines.flips import flips_text
 from pipelines.output_files import write_json
@@ -82,14 +84,18 @@ def compare_command(
     elif found.flips:
         lines.append("\nWhich samples flipped: --flips BENCHMARK, or --output DIR for all of them.")
     if output is not None:
-        lines.append(f"\nComparison  {output / 'comparison.json'}")
+        page = output / "comparison.html"
+        shown = page if page.is_file() else output / "comparison.json"
+        lines.append(f"\nComparison  {shown}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return found
 
 
 def write_comparison(found: Comparison, folder: Path) -> None:
-    """Write ``comparison.json``, ``comparison.md`` and ``flips.jsonl``.
+    """Write ``comparison.json``, ``comparison.md``, ``comparison.html`` and ``flips.jsonl``.
+
+    The page is left out where what it needs is not installed.
 
     Raises:
         OutputError: If the folder cannot be written.
@@ -100,3 +106,5 @@ def write_comparison(found: Comparison, folder: Path) -> None:
         text = "\n".join(f"### {sheet.title}\n\n{markdown(sheet)}" for sheet in sheets)
         write_text_atomically(folder / "comparison.md", text)
         write_text_atomically(folder / "flips.jsonl", flips_text(found.flips))
+        with suppress(MissingExtraError):
+            write_comparison_page(found, folder)

@@ -25,14 +25,15 @@ def summary_sheet(comparison: Comparison) -> Sheet:
             Cell(MISSING if model.normalised is None else f"{model.normalised * 100:.1f}"),
         )
         lines.append(Line(model.model, cells))
+    partly = " or more right" if _is_graded(comparison) else ""
     columns = ("average", "difference", "95 % interval", "p", "won:lost", "rank", "normalised")
     caption = (
         f"Average over {len(comparison.benchmarks)} benchmarks in %, and its difference to "
         f"{comparison.baseline} in points, paired by sample. Interval: the outer bounds of a "
         f"bootstrap over sources ({comparison.resamples:,} resamples, seed {comparison.seed}) and "
         "a score interval. p: of no difference. won:lost: samples that only this model, or only "
-        "the baseline, has right. rank: mean over benchmarks. normalised: mean share, in %, of "
-        "the individual model's score."
+        f"the baseline, has right{partly}. rank: mean over benchmarks. normalised: mean share, in "
+        "%, of the individual model's score."
     )
     title = f"Compared with {comparison.baseline}"
     return Sheet(title, "model", columns, tuple(lines), caption)
@@ -153,6 +154,11 @@ def _average(model: ComparedModel, comparison: Comparison) -> str:
     if len(found) < len(comparison.benchmarks):
         return MISSING
     return f"{math.fsum(found) / len(found) * 100:.1f}"
+
+
+def _is_graded(comparison: Comparison) -> bool:
+    found = (each for model in comparison.models for each in model.compared.values())
+    return any(each.difference.is_graded for each in found)
 
 
 def _tests(comparison: Comparison) -> list[str]:

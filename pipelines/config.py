@@ -9,10 +9,13 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from evaluators.clip_sets import CLIP_SETS
 from evaluators.quickstart_images import QUICKSTART_TASKS
+from evaluators.training.adamerging import AdamergingRecipe
 from evaluators.training.causal import CausalRecipe
 from evaluators.training.drawn_recipe import DrawnRecipe
 from evaluators.training.finetune import FinetuneRecipe
+from evaluators.training.multitask import MultitaskRecipe
 from evaluators.training.pretrain import PretrainRecipe
 from evaluators.training.text_tower import TextRecipe
 from nan_merge.config_messages import did_you_mean
@@ -28,25 +31,31 @@ from nan_merge.recipe import (
 )
 from nan_merge.schema import StrictModel
 from pipelines.cluster_config import Cluster
+from pipelines.data_statistics import StatisticsRecipe
 from pipelines.gate_config import Gate
 from pipelines.language_benchmarks import is_own_benchmark, language_benchmark_names
 from pipelines.language_config import Backend, BackendSpec, BenchmarkSpec, Engine, EngineSpec
+from pipelines.learned_coefficients import refuse_unlearnable
 from pipelines.masking import hide_passwords
 from pipelines.published_config import Published
 from pipelines.sweep_config import Sweep
 
 PRETRAINED, INDIVIDUAL = "Pretrained", "Individual"
 """Rows of the table that every run has; no merge and no model may be called so."""
+MULTITASK = "Traditional MTL"
+"""Row of a model that the run trains on all tasks together."""
 
 
 def _known_once(names: Sequence[str], kind: str) -> None:
-    """Refuse names that are not of the quickstart's image tasks, or that come twice."""
+    """Refuse names that are not of image tasks, or that come twice."""
+    known = {*QUICKSTART_TASKS, *CLIP_SETS} if kind == "benchmark" else {*QUICKSTART_TASKS}
     for name in names:
-        if name not in QUICKSTART_TASKS:
+        if name not in known:
             near = did_you_mean(name, QUICKSTART_TASKS)
             have = ", ".join(QUICKSTART_TASKS)
             if kind == "benchmark":
-                near = did_you_mean(name, [*QUICKSTART_TASKS, *language_benchmark_names()])
+                near = did_you_mean(name, [*known, *language_benchmark_names()])
+                have += f"; {', '.join(CLIP_SETS)}"
                 have += f"; for language models {', '.join(language_benchmark_names())}"
             raise ValueError(f"no {kind} is called {name!r}, have {have}{near}")
     if twice := _repeated(names):
@@ -70,6 +79,9 @@ class Experts(StrictModel):
     """How the image tower is trained on all tasks together: the base model."""
     finetune: FinetuneRecipe = FinetuneRecipe()
     """How each fine-tuned model is trained from the base model on its task."""
+    multitask: MultitaskRecipe | None = None
+    """How one more model is trained on all tasks together, to compare merges with; the row
+    `Traditional MTL` of the table. None is trained if absent."""
 
     @field_validator("tasks")
     @classmethod
@@ -99,6 +111,13 @@ class MergeEntry(StrictModel):
     """As in a recipe."""
     models: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Names of those of the run's models that are merged; all if absent."""
+    adamerging: AdamergingRecipe | None = None
+    """Learn the coefficients on unlabelled images, starting from `coefficients`."""
+
+    @model_validator(mode="after")
+    def _coefficients_can_be_learned(self) -> MergeEntry:
+        refuse_unlearnable(self)
+        return self
 
     def recipe(
         self, base: str | None, models: tuple[ModelReference, ...], seed: int
@@ -150,12 +169,17 @@ class Evaluate(StrictModel):
     """Names of benchmarks; of language benchmarks also `{name: ..., profile: ..., limit: ...}`."""
     batch_size: int = Field(default=250, ge=1)
     """Images that go through a model at once."""
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """What image towers compute in; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    models_at_once: int = Field(default=1, ge=1)
+    """Image towers that share an actor, and one reading of the images; more than 1 saves time
+    where images come from slow storage, and costs memory."""
     backend: Backend = BackendSpec()
     """What language models run on: a name, or `{name: ..., dtype: ...}`."""
     engine: Engine = EngineSpec()
     """Who asks language models: nan-merge, or opencompass, or `{name: ..., python: ...}`."""
     data: Path | None = None
-    """Folder of language benchmarks' data; `$NAN_MERGE_DATA` if absent."""
+    """Folder of the benchmarks' data; `$NAN_MERGE_DATA` if absent."""
     limit: int | None = Field(default=None, ge=1)
     """Of each subset of language benchmarks, ask only the first so many samples."""
 
@@ -168,6 +192,11 @@ class Evaluate(StrictModel):
         language = [name for name in names if is_language_benchmark(name)]
         if not language:
             _known_once(names, "benchmark")
+            if 0 < len([name for name in names if name in CLIP_SETS]) < len(names):
+                raise ValueError(
+                    f"{', '.join(CLIP_SETS)} are sets of real images, and the others small tasks "
+                    "that are made here; give each a run file of its own"
+                )
         elif unknown := [name for name in names if name not in language]:
             _known_once([name for name in unknown if name not in QUICKSTART_TASKS], "benchmark")
             raise ValueError(
@@ -186,6 +215,11 @@ class Evaluate(StrictModel):
     def image_tasks(self) -> tuple[str, ...]:
         """Names of the benchmarks, where they are image tasks."""
         return tuple(each for each in self.benchmarks if isinstance(each, str))
+
+    @property
+    def clip_sets(self) -> tuple[str, ...]:
+        """Those of the image tasks whose images lie in the folder of data."""
+        return tuple(name for name in self.image_tasks if name in CLIP_SETS)
 
     @property
     def language_benchmarks(self) -> tuple[BenchmarkSpec, ...]:
@@ -246,9 +280,14 @@ class RunConfig(StrictModel):
     models: tuple[ModelReference, ...] = ()
     """The fine-tuned models."""
     clip: str | None = None
-    """For image towers: folder of the whole pretrained CLIP, whose text tower makes the heads."""
+    """For image towers: the whole pretrained CLIP, whose text tower makes the heads; folder, hub
+    id, or `open_clip://MODEL/TAG`. Its image tower is the base if `base` is absent."""
+    backbone: str | None = None
+    """For image towers: open_clip's name of their architecture, which state dicts do not tell."""
     merges: tuple[MergeEntry, ...] = ()
     """The merges to make and compare."""
+    statistics: StatisticsRecipe = StatisticsRecipe()
+    """How statistics are gathered from data, for methods that read them: `fisher`, `regmean`."""
     sweep: Sweep | None = None
     """Merges to search among, for `nan-merge sweep`."""
     evaluate: Evaluate
@@ -300,7 +339,8 @@ class RunConfig(StrictModel):
             raise ValueError(
                 f"two models are both called {', '.join(twice)}; give one of them a `name`"
             )
-        for name in (PRETRAINED, INDIVIDUAL):
+        multitask = self.experts is not None and self.experts.multitask is not None
+        for name in (PRETRAINED, INDIVIDUAL, *([MULTITASK] if multitask else [])):
             if name in (*merges, *models):
                 raise ValueError(
                     f"a merge or model is called {name}, which is a row of every table; rename it"

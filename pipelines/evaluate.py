@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.backends.clip_checkpoints import CLIP_CONFIG, CLIP_WEIGHTS, TOWER_CONFIG
+from evaluators.clip_sets import CLIP_SETS
+from evaluators.clip_sets.prepare import clip_sample_cluster
 from evaluators.image_classification import (
+    HeadSpec,
     ImageBenchmark,
     ImageShard,
     classify_shard,
     head_digest,
     image_shards,
-    open_image_tower,
+    open_image_towers,
     write_heads,
 )
 from evaluators.image_sets import load_image_set
@@ -37,7 +40,7 @@ from pipelines.workers import Workers
 _head_digest = cache(head_digest)  # a run asks for the same ones model by model
 
 # Raise it when the evaluation code would give other heads or predictions from the same weights.
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -64,21 +67,24 @@ def evaluate_candidates(
     batch_size: int,
     workers: Workers,
     part: Part = everything,
+    dtype: str = "float32",
+    models_at_once: int = 1,
 ) -> dict[tuple[str, str], Score]:
     """Scores on a part of the samples, by (candidate's name, benchmark's name).
 
     All samples are answered, but only what no earlier run answered is asked for, shard by shard.
+    ``models_at_once`` share one reading of the images, and the memory of one actor.
     """
     heads = _heads_digests(benchmarks)
     sample_ids_of = cache(_read_sample_ids)
-    work: list[tuple[Candidate, list[_Missing]]] = []
+    work: list[_Work] = []
     for candidate in candidates:
-        model = _model_key(candidate, batch_size)
+        model = _model_key(candidate, batch_size, dtype)
         missing: list[_Missing] = []
         for benchmark in benchmarks:
             key = _predictions_key(model, benchmark, heads[benchmark.heads_path])
             path = predictions_path(candidate, benchmark.name)
-            write_image_info(path, _info(key, candidate, benchmark, batch_size))
+            write_image_info(path, _info(key, candidate, benchmark, batch_size, dtype))
             if read_key(path) == key:
                 continue
             journal = PredictionJournal(path, key, sample_ids_of(benchmark.data_path), Prediction)
@@ -88,7 +94,7 @@ def evaluate_candidates(
                 journal.finish()  # the earlier run was killed at this point
         if missing:
             work.append((candidate, missing))
-    _answer(work, workers)
+    _answer(work, workers, dtype, models_at_once)
     return {
         (candidate.name, benchmark.name): score_accuracy(
             benchmark.name, read_part(predictions_path(candidate, benchmark.name), part)
@@ -116,10 +122,13 @@ def tower_identity(folder: Path) -> dict[str, str]:
 
 
 def is_answered(
-    candidate: Candidate, benchmarks: Sequence[ImageBenchmark], batch_size: int
+    candidate: Candidate,
+    benchmarks: Sequence[ImageBenchmark],
+    batch_size: int,
+    dtype: str = "float32",
 ) -> bool:
     """Whether all of a candidate's predictions are there."""
-    heads, model = _heads_digests(benchmarks), _model_key(candidate, batch_size)
+    heads, model = _heads_digests(benchmarks), _model_key(candidate, batch_size, dtype)
     return all(
         read_key(predictions_path(candidate, each.name))
         == _predictions_key(model, each, heads[each.heads_path])
@@ -131,9 +140,9 @@ def _heads_digests(benchmarks: Sequence[ImageBenchmark]) -> dict[str, str]:
     return {path: digest_file(Path(path)) for path in {b.heads_path for b in benchmarks}}
 
 
-def _model_key(candidate: Candidate, batch_size: int) -> dict[str, Any]:
+def _model_key(candidate: Candidate, batch_size: int, dtype: str) -> dict[str, Any]:
     identity = candidate.identity or tower_identity(candidate.folder)
-    return {**identity, "batch_size": batch_size}  # sums of floats depend on it
+    return {**identity, "batch_size": batch_size, "dtype": dtype}  # sums depend on them
 
 
 @dataclass(frozen=True)
@@ -144,8 +153,11 @@ class _Missing:
     shards: list[ImageShard]
 
 
+_Work = tuple[Candidate, list[_Missing]]
+
+
 def _info(
-    key: str, candidate: Candidate, benchmark: ImageBenchmark, batch_size: int
+    key: str, candidate: Candidate, benchmark: ImageBenchmark, batch_size: int, dtype: str
 ) -> ImageRecordInfo:
     return ImageRecordInfo(
         key=key,
@@ -153,7 +165,7 @@ def _info(
         benchmark=benchmark.name,
         data=benchmark.digest,
         heads=_head_digest(benchmark.heads_path, benchmark.name),
-        engine={**_code(), "batch_size": batch_size},
+        engine={**_code(), "batch_size": batch_size, "dtype": dtype},
     )
 
 
@@ -173,32 +185,51 @@ def predictions_path(candidate: Candidate, benchmark: str) -> Path:
     return candidate.predictions / f"{benchmark}.jsonl"
 
 
-def _answer(work: Sequence[tuple[Candidate, list[_Missing]]], workers: Workers) -> None:
+def _answer(work: Sequence[_Work], workers: Workers, dtype: str, models_at_once: int) -> None:
     if not work:
         return
     from cluster.actors import ModelJob
 
     journals: dict[tuple[str, str], PredictionJournal[Prediction]] = {}
+    names: dict[str, list[str]] = {}
     jobs: list[ModelJob] = []
-    for candidate, missing in work:
-        for each in missing:
-            journals[candidate.name, each.shards[0].benchmark.name] = each.journal
+    for group in _groups(work, models_at_once):
+        candidates = [candidate for candidate, _ in group]
+        for candidate, missing in group:
+            for each in missing:
+                journals[candidate.name, each.shards[0].benchmark.name] = each.journal
+        label = ", ".join(candidate.name for candidate in candidates)
+        names[label] = [candidate.name for candidate in candidates]
         jobs.append(
             ModelJob(
-                label=candidate.name,
-                load=open_image_tower,
-                arguments=(str(candidate.folder),),
+                label=label,
+                load=open_image_towers,
+                arguments=([str(candidate.folder) for candidate in candidates], dtype),
                 work=classify_shard,
-                items=[shard for each in missing for shard in each.shards],
+                items=[shard for each in group[0][1] for shard in each.shards],
                 cost_of=lambda shard: shard.num_samples,
             )
         )
 
-    def keep(job: ModelJob, shard: ImageShard, predictions: list[Prediction]) -> None:
-        journals[job.label, shard.benchmark.name].keep(predictions)
+    def keep(job: ModelJob, shard: ImageShard, answers: list[list[Prediction]]) -> None:
+        for name, predictions in zip(names[job.label], answers, strict=True):
+            journals[name, shard.benchmark.name].keep(predictions)
 
-    name = f"Evaluating {len(jobs)} models"
-    workers.serve_models(name, jobs, keep, samples_of=lambda shard: shard.num_samples)
+    stage = f"Evaluating {len(work)} models"
+    workers.serve_models(stage, jobs, keep, samples_of=lambda shard: shard.num_samples)
+
+
+def _groups(work: Sequence[_Work], size: int) -> list[list[_Work]]:
+    """Candidates that have the same shards to answer, at most so many together."""
+    alike: dict[tuple[str, ...], list[_Work]] = {}
+    for candidate, missing in work:
+        shards = tuple(str(shard) for each in missing for shard in each.shards)
+        alike.setdefault(shards, []).append((candidate, missing))
+    return [
+        group[start : start + size]
+        for group in alike.values()
+        for start in range(0, len(group), size)
+    ]
 
 
 def _predictions_key(model: Mapping[str, Any], benchmark: ImageBenchmark, heads: str) -> str:
@@ -248,7 +279,7 @@ def image_benchmarks(
 
     Args:
         clip: Folder of the whole pretrained CLIP.
-        test_sets: Name -> ``.npz`` file.
+        test_sets: Name -> ``.npz`` file, or folder of prepared images.
         names: The benchmarks wanted, in the order of the table's columns.
         kept: Folder where heads are kept, each under a key of all that shaped it.
         workers: Where the heads are computed.
@@ -256,14 +287,25 @@ def image_benchmarks(
     Raises:
         CheckpointError: If the CLIP cannot be read.
     """
-    digests = {name: load_image_set(test_sets[name]).digest() for name in names}
-    key = _key({"clip": _digest_clip(clip), "data": digests})
-    heads = kept / f"heads-{key[:16]}.safetensors"
-    if not heads.is_file():
-        paths = {name: str(test_sets[name]) for name in names}
-        task = Task("text tower", write_heads, (str(clip), paths, str(heads)), 1)
+    sets = {name: load_image_set(test_sets[name]) for name in names}
+    made_with = _digest_clip(clip)
+    specs: dict[str, HeadSpec] = {}
+    for name, image_set in sets.items():
+        prompts = {"class_names": image_set.class_names, "templates": image_set.templates}
+        key = _key({"clip": made_with, **prompts})
+        output = str(kept / f"{name}-{key[:16]}.safetensors")
+        specs[name] = HeadSpec(name, image_set.class_names, image_set.templates, output)
+    missing = [spec for spec in specs.values() if not Path(spec.output).is_file()]
+    if missing:
+        task = Task("text tower", write_heads, (str(clip), missing), 1)
         workers.run_tasks("Zero-shot heads", [task])
     return [
-        ImageBenchmark(name, str(test_sets[name]), digests[name], str(heads), sample_cluster)
+        ImageBenchmark(
+            name,
+            str(test_sets[name]),
+            sets[name].digest(),
+            specs[name].output,
+            clip_sample_cluster if name in CLIP_SETS else sample_cluster,
+        )
         for name in names
     ]

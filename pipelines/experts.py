@@ -16,6 +16,7 @@ from evaluators.image_sets import ImageSet, load_image_set
 from evaluators.quickstart_images import image_set_path, load_quickstart_task
 from evaluators.training.batches import TrainingProgress
 from evaluators.training.finetune import FinetuneRecipe, finetune_image_tower
+from evaluators.training.multitask import MultitaskRecipe, train_multitask_tower
 from evaluators.training.pretrain import pretrain_clip
 from nan_merge.fingerprint import digest_text
 from nan_merge.publish import write_text_atomically
@@ -37,12 +38,14 @@ class TrainedExperts:
         base: Folder of its image tower, the base model of every merge.
         models: The fine-tuned models.
         key: Digest of everything that shaped the models.
+        multitask: A model that was trained on all tasks, if one was asked for.
     """
 
     clip: Path
     base: Path
     models: tuple[ModelReference, ...]
     key: str
+    multitask: Path | None = None
 
 
 def train_experts(config: RunConfig, experts: Experts, workers: Workers) -> TrainedExperts:
@@ -58,6 +61,7 @@ def train_experts(config: RunConfig, experts: Experts, workers: Workers) -> Trai
     clip = folder / "clip"
     _pretrain(experts, config.seed, data, clip, workers)
     _finetune(experts, config.seed, data, folder, workers)
+    multitask = _train_multitask(experts, config.seed, data, folder, workers)
     return TrainedExperts(
         clip=clip,
         base=clip / "image_tower",
@@ -65,6 +69,7 @@ def train_experts(config: RunConfig, experts: Experts, workers: Workers) -> Trai
             ModelReference(path=str(folder / task), name=task, weight=1.0) for task in experts.tasks
         ),
         key=key,
+        multitask=multitask,
     )
 
 
@@ -107,7 +112,8 @@ def _experts_key(experts: Experts, seed: int, digests: dict[str, str]) -> str:
     name = config.name if is_file else experts.backbone
     content = {
         "training": TRAINING_VERSION,
-        "experts": experts.model_dump(mode="json") | {"backbone": name},
+        # The model of all tasks has a key of its own: nothing else is trained anew because of it.
+        "experts": experts.model_dump(mode="json", exclude={"multitask"}) | {"backbone": name},
         "model_config": json.loads(config.read_bytes()) if config.is_file() else None,
         "seed": seed,
         "data": digests,
@@ -139,6 +145,30 @@ def _finetune(experts: Experts, seed: int, data: Path, folder: Path, workers: Wo
     total = experts.finetune.steps * len(missing)
     stage = f"Fine-tuning {len(missing)} models"
     workers.run_streams(stage, tasks, total, count_steps())
+
+
+def _train_multitask(
+    experts: Experts, seed: int, data: Path, folder: Path, workers: Workers
+) -> Path | None:
+    recipe = experts.multitask
+    if recipe is None:
+        return None
+    key = digest_text(json.dumps(recipe.model_dump(mode="json"), sort_keys=True))
+    output = folder / f"multitask-{key[:16]}"
+    if not output.is_dir():
+        arguments = (recipe, experts.tasks, seed, data, folder / "clip", output)
+        tasks = [Task("all tasks", run_multitask_training, arguments, 1)]
+        workers.run_streams("Training on all tasks", tasks, recipe.steps, count_steps())
+    return output
+
+
+def run_multitask_training(
+    recipe: MultitaskRecipe, tasks: Sequence[str], seed: int, data: Path, clip: Path, output: Path
+) -> Iterator[TrainingProgress]:
+    """Task body: train the pretrained image tower on all tasks together."""
+    train_sets = [_train_set(task, seed, data) for task in tasks]
+    steps = train_multitask_tower(clip, train_sets, recipe, seed=seed, output=output)
+    yield from _sparsely(on_one_thread(steps))
 
 
 def count_steps() -> Callable[[int, TrainingProgress], tuple[int, str]]:

@@ -14,13 +14,13 @@ Flips = Mapping[str, frozenset[str]]  # benchmark -> ids of samples
 
 @dataclass(frozen=True)
 class Flip:
-    """A sample that one of two models has right and the other wrong.
+    """A sample that one of two models has right and the other wrong, or less right.
 
     Attributes:
         benchmark: The benchmark's name.
         sample_id: The sample's.
         model: The model that was compared.
-        won: Whether that model has it right, and the baseline wrong.
+        won: Whether that model has it right, and the baseline wrong or less right.
         answer: The model's, as the scorer took it; None for an abstention.
         baseline_answer: The baseline's.
         gold: The right one.

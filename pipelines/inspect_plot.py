@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nan_merge.inspected import Inspection, Part
 from nan_merge.publish import explain_write_errors
-from pipelines.plots import COLOURS, INK, MUTED, STYLE, WIDTH
+from pipelines.drawing import COLOURS, INK, MUTED, STYLE, WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -117,17 +117,24 @@ def data_folder(benchmark: str, data: Path | None) -> Path:
         ConfigError: If no folder was named, neither here nor by ``$NAN_MERGE_DATA``.
         DataError: If it is not there.
     """
-    if data is None and not os.environ.get(DATA_VARIABLE):
+    folder = named_folder(data)
+    if folder is None:
         raise ConfigError(
             f"Where is the data of {benchmark}? Name its folder with --data (or `data:` in a run "
             f"file), or set {DATA_VARIABLE}. `nan-merge data fetch {benchmark} DIR` gets it where "
             "there is a hub."
         )
-    folder = data or Path(os.environ[DATA_VARIABLE])
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder} with the data of {benchmark}.")
     names = (benchmark, benchmark.removesuffix("-test"))  # another split of the same data
     return next((folder / name for name in names if (folder / name).is_dir()), folder)
+
+
+def named_folder(data: Path | None) -> Path | None:
+    """The folder of data that was named: here, or by ``$NAN_MERGE_DATA``."""
+    if data is None and os.environ.get(DATA_VARIABLE):
+        return Path(os.environ[DATA_VARIABLE])
+    return data
 
 
 def samples_digest(samples: Sequence[Sample]) -> str:

@@ -50,20 +50,20 @@ class Judged:
         """
         parts: list[tuple[float, list[tuple[str, float]]]] = []
         for subset, outcomes in self.by_subset.items():
-            others = baseline.right_in(subset) if baseline is not None else {}
+            others = baseline.credits_in(subset) if baseline is not None else {}
             values = [
                 (
                     f"{self.benchmark}/{each.cluster_id}",
-                    float(each.is_correct) - others.get(each.sample_id, 0.0),
+                    each.credit - others.get(each.sample_id, 0.0),
                 )
                 for each in outcomes
             ]
             parts.append((share / len(self.by_subset), values))
         return parts
 
-    def right_in(self, subset: str) -> dict[str, float]:
-        """Sample's id -> 1 if it was answered right, else 0."""
-        return {each.sample_id: float(each.is_correct) for each in self.by_subset[subset]}
+    def credits_in(self, subset: str) -> dict[str, float]:
+        """Sample's id -> what its answer adds to a score, in [0, 1]."""
+        return {each.sample_id: each.credit for each in self.by_subset[subset]}
 
 
 def score_language_models(

@@ -53,7 +53,8 @@ def merge_command(
         reused = merge_checkpoint(recipe, place, run_tasks, workers=num_workers()).reused
         manifest = read_manifest(place / MANIFEST_NAME)
     console.print(coefficients_table(manifest))
-    for line in [*coefficient_notes(manifest), *same_content_notes(manifest)]:
+    notes = [coefficient_notes, same_content_notes, repair_notes]
+    for line in [line for note in notes for line in note(manifest)]:
         console.print(line, markup=False, highlight=False)
     verb = "was merged before and is unchanged" if reused else "is written"
     console.print(f"{output} {verb}.", markup=False, highlight=False, soft_wrap=True)
@@ -183,6 +184,24 @@ def same_content_notes(manifest: dict[str, Any]) -> list[str]:
         if same is not entry["name"]:
             notes.append(
                 f"{entry['name']} holds the same numbers as {same}: was another model meant?"
+            )
+    return notes
+
+
+def repair_notes(manifest: dict[str, Any]) -> list[str]:
+    """What a method had to repair, in how many tensors."""
+    notes: list[str] = []
+    for repair, tensors in manifest.get("repairs", {}).items():
+        if repair == "ridge":
+            notes.append(
+                f"A ridge was added to the Gram matrices of {_count(len(tensors), 'tensor')}, such "
+                f"as {next(iter(tensors))}: their sum could not be inverted. What no data showed "
+                "there keeps the average of the models."
+            )
+        else:
+            number = sum(tensors.values())
+            notes.append(
+                f"{number:,.0f} elements of {_count(len(tensors), 'tensor')} were {repair}."
             )
     return notes
 

@@ -32,7 +32,8 @@ class Outcomes:
         clusters: (n,) what samples of one source share, within the benchmark alone for language
             benchmarks and across benchmarks for images.
         subsets: (n,) parts of the benchmark that count the same.
-        right: (n,) whether the answer is right.
+        credits: (n,) what the answer adds to a score: 1 if it is right and 0 if it is wrong, or
+            anything between where the protocol gives a part.
         abstained: (n,) whether no answer was found in it.
         truncated: (n,) whether it was cut off at the most tokens.
         answers: n answers as the scorer took them; None for an abstention.
@@ -49,7 +50,7 @@ class Outcomes:
     prompts: NDArray[np.str_]
     clusters: NDArray[np.str_]
     subsets: NDArray[np.str_]
-    right: NDArray[np.bool_]
+    credits: NDArray[np.float64]
     abstained: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     answers: tuple[str | None, ...]
@@ -86,7 +87,7 @@ def image_outcomes(path: Path, model: str, benchmark: str) -> Outcomes:
         prompts=np.full(len(found), ""),
         clusters=_texts(each.cluster_id for each in found),
         subsets=np.full(len(found), benchmark),
-        right=np.array([each.is_correct for each in found], dtype=bool),
+        credits=np.array([each.credit for each in found], dtype=np.float64),
         abstained=nothing,
         truncated=nothing,
         answers=tuple(each.answer for each in found),
@@ -121,7 +122,7 @@ def language_outcomes(
         prompts=_texts(each.answer.prompt_digest for each in found),
         clusters=_texts(f"{benchmark}/{each.cluster_id}" for each in found),
         subsets=_texts(each.sample.subset for each in found),
-        right=np.array([each.is_correct for each in found], dtype=bool),
+        credits=np.array([each.credit for each in found], dtype=np.float64),
         abstained=np.array([each.verdict.extracted is None for each in found], dtype=bool),
         truncated=np.array([each.answer.finish_reason == "length" for each in found], dtype=bool),
         answers=tuple(each.verdict.extracted for each in found),
@@ -141,7 +142,7 @@ def unseen(outcomes: Outcomes, part: Part) -> Outcomes:
         raise DataError(
             f"{outcomes.model} on {outcomes.benchmark}: a search saw all samples, none is left."
         )
-    arrays = ("sample_ids", "prompts", "clusters", "subsets", "right", "abstained", "truncated")
+    arrays = ("sample_ids", "prompts", "clusters", "subsets", "credits", "abstained", "truncated")
     texts = ("answers", "golds", "split_by")
     changes = {name: getattr(outcomes, name)[kept] for name in arrays}
     changes |= {name: tuple(getattr(outcomes, name)[place] for place in kept) for name in texts}

@@ -1,8 +1,9 @@
 """Differences between two models that answered the same samples; pure functions over arrays.
 
-A score is a weighted mean over strata (the subsets of a benchmark, or of several benchmarks) of
-the share of right answers. Samples of one source form a cluster and are not independent; a cluster
-may lie in several strata, as a font does that two tasks draw with.
+A score is a weighted mean over strata (the subsets of a benchmark, or of several benchmarks) of the
+share of right answers, or of credits in [0, 1] where a protocol gives a part of the score. Samples
+of one source form a cluster and are not independent; a cluster may lie in several strata, as a font
+does that two tasks draw with.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Places = NDArray[np.intp]
+from evaluators.clustered_means import ClusteredMeans, Floats, Places
 
+Credits = NDArray[np.bool_ | np.float64]
+"""Right or wrong, or shares of the full score in [0, 1]."""
 FEW_DISCORDANT = 10
 """With fewer samples on which the models disagree, their design effect cannot be estimated."""
 CELLS_AT_ONCE = 4_000_000
@@ -27,33 +29,41 @@ class Pairs:
     """Verdicts on the answers of two models to the same n samples.
 
     Attributes:
-        candidate: (n,) whether the candidate is right.
-        baseline: (n,) whether the baseline is right.
+        candidate: (n,) whether the candidate is right, or its credits in [0, 1].
+        baseline: (n,) the same of the baseline.
         stratum: (n,) number of each sample's stratum.
         cluster: (n,) number of each sample's cluster.
         weights: (S,) of the strata in the score; they sum to 1.
     """
 
-    candidate: NDArray[np.bool_]
-    baseline: NDArray[np.bool_]
+    candidate: Credits
+    baseline: Credits
     stratum: Places
     cluster: Places
     weights: Floats
 
     @property
     def differences(self) -> Floats:
-        """(n,) 1 where only the candidate is right, -1 where only the baseline is, else 0."""
+        """(n,) 1 where only the candidate is right, -1 where only the baseline is, else 0.
+
+        Of credits, anything between.
+        """
         return self.candidate.astype(np.float64) - self.baseline
 
     @property
+    def is_graded(self) -> bool:
+        """Whether some credit is neither 0 nor 1."""
+        return not all(np.isin(each, (0, 1)).all() for each in (self.candidate, self.baseline))
+
+    @property
     def num_won(self) -> int:
-        """Samples that only the candidate has right."""
-        return int(np.count_nonzero(self.candidate & ~self.baseline))
+        """Samples that only the candidate has right, or more right."""
+        return int(np.count_nonzero(self.differences > 0))
 
     @property
     def num_lost(self) -> int:
-        """Samples that only the baseline has right."""
-        return int(np.count_nonzero(self.baseline & ~self.candidate))
+        """Samples that only the baseline has right, or more right."""
+        return int(np.count_nonzero(self.differences < 0))
 
 
 @dataclass(frozen=True)
@@ -70,12 +80,14 @@ class Difference:
         num_clusters: Sources of samples.
         num_strata: Strata that are averaged.
         freedom: Degrees of freedom: clusters less the groups that they are drawn from.
-        won: Weighted share of samples that only the candidate has right.
-        lost: Weighted share of samples that only the baseline has right.
+        won: Weighted share of samples that only the candidate has right; of credits, the weighted
+            mean of what it has more.
+        lost: The same of the baseline.
         num_won: Number of samples that only the candidate has right.
         num_lost: Number of samples that only the baseline has right.
         effective_samples: How many independent samples would be as sure; at most about
             ``num_samples``.
+        is_graded: Whether some answers are partly right.
     """
 
     value: float
@@ -91,6 +103,7 @@ class Difference:
     num_won: int
     num_lost: int
     effective_samples: float
+    is_graded: bool = False
 
     @property
     def is_clustered(self) -> bool:
@@ -99,19 +112,25 @@ class Difference:
 
 
 def pairs_of(
-    candidate: NDArray[np.bool_],
-    baseline: NDArray[np.bool_],
+    candidate: Credits,
+    baseline: Credits,
     clusters: NDArray[np.str_],
     subsets: NDArray[np.str_],
 ) -> Pairs:
     """Pairs over one benchmark, whose score is the unweighted mean over its subsets.
 
     Args:
-        candidate: (n,) whether the candidate is right.
-        baseline: (n,) whether the baseline is right.
+        candidate: (n,) whether the candidate is right, or its credits in [0, 1].
+        baseline: (n,) the same of the baseline.
         clusters: (n,) what samples of one source share.
         subsets: (n,) names of the subsets.
+
+    Raises:
+        ValueError: If a credit is outside [0, 1] or not a number.
     """
+    for credits in (candidate, baseline):
+        if not ((credits >= 0) & (credits <= 1)).all():
+            raise ValueError("credits must lie in [0, 1]")
     names, stratum = np.unique(subsets, return_inverse=True)
     _, cluster = np.unique(clusters, return_inverse=True)
     weights = np.full(len(names), 1 / len(names))
@@ -141,66 +160,32 @@ def joined(parts: list[tuple[Pairs, NDArray[np.str_]]]) -> Pairs:
 def difference_of(pairs: Pairs) -> Difference:
     """The difference of scores with its standard error over clusters.
 
-    The error is that of `evaluators.scores.score_weighted` with differences of outcomes: for strata
-    s of weight w_s, n_s samples and G_s clusters, sqrt(sum_g r_g^2) with the residuals
-    r_g = sum_s w_s / n_s sqrt(G_s / (G_s - 1)) sum_{i in g, s} (x_i - mean_s) (Liang and Zeger
-    1986; Cochran, Sampling Techniques, section 5.4; Miller, arXiv 2411.00640, section 4.2).
+    The error is that of `ClusteredMeans`, of differences of outcomes.
 
     Raises:
         ValueError: If there are no samples, or a stratum has none.
     """
-    spread = _Spread(pairs)
-    value, error = spread.mean(pairs.differences)
-    reference, of_baseline = spread.mean(pairs.baseline.astype(np.float64))
+    means = ClusteredMeans(pairs.stratum, pairs.cluster, pairs.weights)
+    value, error = means.of(pairs.differences)
+    reference, of_baseline = means.of(pairs.baseline.astype(np.float64))
     num_clusters = len(np.unique(pairs.cluster))
     found = Difference(
         value=value,
         standard_error=error,
-        candidate=spread.mean(pairs.candidate.astype(np.float64))[0],
+        candidate=means.of(pairs.candidate.astype(np.float64))[0],
         baseline=reference,
         num_samples=len(pairs.stratum),
         num_clusters=num_clusters,
         num_strata=len(pairs.weights),
         freedom=max(1, num_clusters - len(cluster_groups(pairs))),
-        won=spread.mean((pairs.candidate & ~pairs.baseline).astype(np.float64))[0],
-        lost=spread.mean((pairs.baseline & ~pairs.candidate).astype(np.float64))[0],
+        won=means.of(np.maximum(pairs.differences, 0.0))[0],
+        lost=means.of(np.maximum(-pairs.differences, 0.0))[0],
         num_won=pairs.num_won,
         num_lost=pairs.num_lost,
         effective_samples=math.nan,
+        is_graded=pairs.is_graded,
     )
     return replace(found, effective_samples=_effective_samples(pairs, found, of_baseline))
-
-
-class _Spread:
-    """Means over strata of any values of the same samples, with their errors over clusters."""
-
-    def __init__(self, pairs: Pairs) -> None:
-        num_strata = len(pairs.weights)
-        self.pairs = pairs
-        self.sizes = np.bincount(pairs.stratum, minlength=num_strata)
-        if not len(pairs.stratum) or not self.sizes.all():
-            raise ValueError("there are no samples to compare")
-        counts = np.bincount(_cells(pairs).stratum, minlength=num_strata)
-        self.lone = counts == 1
-        self.factors = np.sqrt(counts / np.maximum(counts - 1, 1)) * ~self.lone
-
-    def mean(self, values: Floats) -> tuple[float, float]:
-        """Weighted mean and its error; nan where exactly one stratum has a single cluster."""
-        pairs, stratum = self.pairs, self.pairs.stratum
-        means = np.bincount(stratum, weights=values, minlength=len(self.sizes)) / self.sizes
-        parts = (pairs.weights / self.sizes * self.factors)[stratum] * (values - means[stratum])
-        residuals = np.bincount(pairs.cluster, weights=parts)
-        square = math.fsum(residuals**2) + self._between_lone(means)
-        return math.fsum(pairs.weights * means), math.sqrt(square)
-
-    def _between_lone(self, means: Floats) -> float:
-        """Squared error of strata of one cluster each, as if drawn from one stratum."""
-        weights, means = self.pairs.weights[self.lone], means[self.lone]
-        if len(weights) < 2:
-            return math.nan if len(weights) else 0.0
-        centre = (weights * means).sum() / weights.sum()
-        squares = ((weights * (means - centre)) ** 2).sum()
-        return float(squares * len(weights) / (len(weights) - 1))
 
 
 def cluster_groups(pairs: Pairs) -> list[Places]:

@@ -54,7 +54,9 @@ def score_interval(found: Difference, confidence: float) -> Interval:
     The statistic is taken at the effective number of samples, and at the quantile of Student's t
     for the clusters that there are; so a handful of sources makes it wide (after Yang, Sun and
     Hardin 2012, Computational Statistics and Data Analysis 56, 1301-1309, for clustered pairs; the
-    adjustment is that of Korn and Graubard 1998 for proportions of surveys).
+    adjustment is that of Korn and Graubard 1998 for proportions of surveys). Of credits, a part of
+    a sample is won or lost: since a difference d in [-1, 1] has d^2 <= |d|, the interval is then
+    rather too wide.
     """
     from scipy.optimize import brentq
     from scipy.stats import t
@@ -121,12 +123,13 @@ def _share(hits: NDArray[np.bool_]) -> float:
 def p_of_no_difference(found: Difference) -> tuple[float, str]:
     """Two-sided p of no difference, and the test's name.
 
-    Exact McNemar (binomial on the samples that flipped) where samples are independent and count
-    the same; else the t test over clusters.
+    Exact McNemar (binomial on the samples that flipped) where samples are independent, count the
+    same, and are right or wrong; else the t test over clusters or samples, which asks nothing of
+    what a sample is worth.
     """
     if found.num_won + found.num_lost == 0:
         return 1.0, "no sample flipped"
-    if not found.is_clustered and found.num_strata == 1:
+    if not found.is_clustered and found.num_strata == 1 and not found.is_graded:
         from statsmodels.stats.contingency_tables import mcnemar
 
         table = [[0, found.num_won], [found.num_lost, 0]]
@@ -137,7 +140,8 @@ def p_of_no_difference(found: Difference) -> tuple[float, str]:
     if not found.standard_error > 0:
         return 1.0, "t over sources"
     distance = abs(found.value) / found.standard_error
-    name = "t over sources" if found.is_clustered else "stratified t"
+    unclustered = "stratified t" if found.num_strata > 1 else "paired t"
+    name = "t over sources" if found.is_clustered else unclustered
     return 2 * float(t.sf(distance, found.freedom)), name
 
 

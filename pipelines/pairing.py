@@ -24,7 +24,7 @@ def pair(candidate: Outcomes, baseline: Outcomes) -> Pairs:
         DataError: If they were asked other samples, or otherwise; the message says how to mend it.
     """
     refuse_other_questions(candidate, baseline)
-    return pairs_of(candidate.right, baseline.right, candidate.clusters, candidate.subsets)
+    return pairs_of(candidate.credits, baseline.credits, candidate.clusters, candidate.subsets)
 
 
 def refuse_other_questions(candidate: Outcomes, baseline: Outcomes) -> None:

@@ -27,7 +27,7 @@ def placed_at(config: RunConfig, at: PurePosixPath) -> RunConfig:
     if config.track.uri is not None:
         uri = placed_store(config.track.uri, at)
         changes["track"] = config.track.model_copy(update={"uri": uri})
-    if config.evaluate.is_language:
+    if config.evaluate.is_language or config.evaluate.clip_sets:
         changes["evaluate"] = _placed_data(config.evaluate, at)
     return config.model_copy(update=changes)
 

@@ -127,6 +127,11 @@ def summary(
         "trial work here.",
         _disk(plan, output),
     ]
+    if method.cost:
+        lines.append(
+            f"{plan.recipe.method.name} is dear: {method.cost}. That grows faster than what is "
+            "read, so for large matrices the time is more than estimated."
+        )
     if output is not None and (output / MANIFEST_NAME).is_file():
         lines.append(
             f"{output} holds a merge of this recipe; it is made again only if inputs changed."

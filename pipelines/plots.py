@@ -1,20 +1,11 @@
-"""Figures of a run as SVG text: accuracy per task, norms, coefficients.
-
-Figures are made by matplotlib's object interface, without the state of pyplot, and letters are
-drawn as paths, so that they look alike wherever the SVG is shown.
-"""
+"""Figures of a run as SVG text: accuracy per task, norms, coefficients."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from nan_merge.errors import MissingExtraError
+from pipelines.drawing import BAND, COLOURS, MUTED, bare, clipped, drawing, svg_of
 from pipelines.results import MergeSummary, RunResults
 from pipelines.sheet import MISSING
 from pipelines.table import merged_models, metric_name
@@ -23,25 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 11.0
-"""Inches of every figure; at 100 dots per inch, the width of the report."""
 PANELS_PER_ROW = 8
-# Okabe and Ito: told apart by people who are colour-blind, and dark enough on white.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#5d3a9b", "#56b4e9")
-INK, MUTED, BAND = "#1f2328", "#57606a", "#f3f5f7"
-STYLE: dict[Any, Any] = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9,
-    # Names are data: a dollar sign in one is no formula.
-    "text.parse_math": False,
-    "text.color": INK,
-    "axes.edgecolor": "#c9d1d9",
-    "axes.labelcolor": INK,
-    "xtick.color": MUTED,
-    "ytick.color": INK,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "nan-merge",
-}
+LAYER_PANELS, MOST_LAYERED, MOST_LAYER_LABELS = 2, 12, 16
+"""Panels in a row, panels, and labels below each, of coefficients by layer."""
 
 
 def accuracy_plot(results: RunResults, *, prefix: str = "accuracy") -> str:
@@ -59,7 +34,7 @@ def accuracy_plot(results: RunResults, *, prefix: str = "accuracy") -> str:
     num_columns = min(PANELS_PER_ROW, len(benchmarks))
     num_rows = -(-len(benchmarks) // num_columns)
     row_height = 0.27 * len(models) + 0.55
-    with _drawing(num_rows * row_height + 0.75) as figure:
+    with drawing(num_rows * row_height + 0.75) as figure:
         axes = figure.subplots(num_rows, num_columns, sharey=True, squeeze=False).flat
         for axis, benchmark in zip(axes, benchmarks, strict=False):
             _accuracy_panel(axis, results, models, benchmark)
@@ -67,7 +42,7 @@ def accuracy_plot(results: RunResults, *, prefix: str = "accuracy") -> str:
             axis.set_visible(False)
         figure.supxlabel(f"{metric_name(results)} in %; bars are ± one standard error", fontsize=9)
         _accuracy_legend(figure, results)
-        return _svg(figure, prefix, "Accuracy of every model on every benchmark")
+        return svg_of(figure, prefix, "Accuracy of every model on every benchmark")
 
 
 def norms_plot(results: RunResults) -> str:
@@ -79,21 +54,61 @@ def norms_plot(results: RunResults) -> str:
         if norms
     ]
     models = list(dict.fromkeys(model for _, norms in panels for model in norms))
-    with _drawing(0.3 * max(len(models), 1) + 0.9) as figure:
+    with drawing(0.3 * max(len(models), 1) + 0.9) as figure:
         axes = figure.subplots(1, max(len(panels), 1), sharey=True, squeeze=False)[0]
         for axis, (title, norms) in zip(axes, panels, strict=False):
             _norm_panel(axis, title, norms, models)
-        return _svg(figure, "norms", "Norms of the fine-tuned models")
+        return svg_of(figure, "norms", "Norms of the fine-tuned models")
 
 
 def coefficients_plot(results: RunResults) -> str:
     """What multiplies each fine-tuned model in each merge; colour compares within a merge."""
     merges = [merge for merge in results.merges if merge.coefficients]
     models = list(dict.fromkeys(model for merge in merges for model in merge.coefficients))
-    with _drawing(0.3 * max(len(merges), 1) + 1.5) as figure:
+    with drawing(0.3 * max(len(merges), 1) + 1.5) as figure:
         axis = figure.subplots()
         _coefficient_cells(axis, merges, models)
-        return _svg(figure, "coefficients", "Coefficients of every merge")
+        return svg_of(figure, "coefficients", "Coefficients of every merge")
+
+
+def layers_plot(results: RunResults) -> str:
+    """Coefficients by layer: one panel per merge that has them, one line per fine-tuned model."""
+    merges = layered_merges(results)
+    models = list(dict.fromkeys(model for merge in merges for model in merge.coefficients))
+    colours = {model: COLOURS[place % len(COLOURS)] for place, model in enumerate(models)}
+    num_columns = min(LAYER_PANELS, len(merges))
+    num_rows = -(-len(merges) // num_columns)
+    with drawing(num_rows * 2.2 + 0.5) as figure:
+        axes = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
+        for axis, merge in zip(axes, merges, strict=False):
+            _layer_lines(axis, merge, colours)
+        for axis in axes[len(merges) :]:
+            axis.set_visible(False)
+        handles, labels = axes[0].get_legend_handles_labels()
+        columns = min(8, max(1, len(labels)))
+        figure.legend(handles, labels, loc="outside upper right", ncols=columns, frameon=False)
+        figure.supxlabel("layer, in the order of their names", fontsize=9)
+        names = ", ".join(merge.model for merge in merges)
+        return svg_of(figure, "layers", f"Coefficients by layer of {names}")
+
+
+def layered_merges(results: RunResults) -> list[MergeSummary]:
+    """The merges whose coefficients differ by layer, no more than a figure has room for."""
+    return [merge for merge in results.merges if len(merge.layers) > 1][:MOST_LAYERED]
+
+
+def _layer_lines(axis: Axes, merge: MergeSummary, colours: dict[str, str]) -> None:
+    for place, (model, colour) in enumerate(colours.items()):
+        values = [layer.get(model, math.nan) for layer in merge.layers.values()]
+        style = "-" if place < len(COLOURS) else "--"
+        axis.plot(range(len(values)), values, style, color=colour, lw=1.2, label=clipped(model, 20))
+    names = list(merge.layers)
+    shown = range(0, len(names), max(1, -(-len(names) // MOST_LAYER_LABELS)))
+    labels = [clipped(".".join(names[place].split(".")[-2:]), 14) for place in shown]
+    axis.set_xticks(list(shown), labels, rotation=40, ha="right", fontsize=7)
+    axis.set_title(clipped(merge.model, 72), fontsize=9)
+    axis.locator_params(axis="y", nbins=4)
+    bare(axis)
 
 
 def _accuracy_panel(
@@ -117,24 +132,24 @@ def _accuracy_panel(
         if score is not None:
             axis.axvline(score[0] * 100, color=MUTED, linewidth=1.2, linestyle=dashes, zorder=1)
     # "mmlu (3 of 57 subsets)" has no room here; the table above names the part.
-    name = "average" if benchmark is None else _clipped(benchmark.partition(" (")[0], 14)
+    name = "average" if benchmark is None else clipped(benchmark.partition(" (")[0], 14)
     axis.set_title(name, fontsize=10, fontweight="bold" if benchmark is None else "normal")
-    axis.set_yticks(range(len(models)), [_clipped(model) for model in models])
+    axis.set_yticks(range(len(models)), [clipped(model) for model in models])
     axis.set_ylim(len(models) - 0.5, -0.5)
     axis.margins(x=0.12)
     axis.locator_params(axis="x", nbins=3, integer=True)
-    _bare(axis)
+    bare(axis)
 
 
 def _accuracy_legend(figure: Figure, results: RunResults) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=colour, marker="o", linestyle="", label=_clipped(method or "other"))
+        Line2D([], [], color=colour, marker="o", linestyle="", label=clipped(method or "other"))
         for method, colour in _method_colours(results).items()
     ]
     handles += [
-        Line2D([], [], color=MUTED, linestyle=dashes, label=_clipped(model))
+        Line2D([], [], color=MUTED, linestyle=dashes, label=clipped(model))
         for model, dashes in _reference_lines(results).items()
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
@@ -153,12 +168,12 @@ def _norm_panel(axis: Axes, title: str, norms: dict[str, float], models: list[st
         axis.text(value, position, label, va="center_baseline", fontsize=8.5)
     percent = spread / (sum(values) / len(values)) * 100
     axis.set_title(f"{title} (largest − smallest: {percent:.2g} % of the mean)", fontsize=10)
-    axis.set_yticks(range(len(models)), [_clipped(model) for model in models])
+    axis.set_yticks(range(len(models)), [clipped(model) for model in models])
     axis.set_ylim(len(models) - 0.5, -0.5)
     axis.margins(x=0.18)
     axis.ticklabel_format(axis="x", useOffset=False)
     axis.locator_params(axis="x", nbins=5)
-    _bare(axis)
+    bare(axis)
 
 
 def _coefficient_cells(axis: Axes, merges: list[MergeSummary], models: list[str]) -> None:
@@ -183,11 +198,11 @@ def _coefficient_cells(axis: Axes, merges: list[MergeSummary], models: list[str]
         axis.text(len(models), position, total, ha="center", va="center", color=MUTED)
     axis.set_xlim(-0.5, len(models) + 0.5)
     axis.set_ylim(max(len(merges), 1) - 0.5, -0.5)
-    axis.set_yticks(range(len(merges)), [_clipped(merge.model) for merge in merges])
-    axis.set_xticks(range(len(models) + 1), [*(_clipped(model, 12) for model in models), "sum"])
+    axis.set_yticks(range(len(merges)), [clipped(merge.model) for merge in merges])
+    axis.set_xticks(range(len(models) + 1), [*(clipped(model, 12) for model in models), "sum"])
     axis.set_xlabel("orange: more than an equal share of the merge's sum, purple: less")
     axis.xaxis.tick_top()
-    _bare(axis)
+    bare(axis)
 
 
 def _score(results: RunResults, model: str, benchmark: str | None) -> tuple[float, float] | None:
@@ -206,43 +221,3 @@ def _method_colours(results: RunResults) -> dict[str, str]:
 def _reference_lines(results: RunResults) -> dict[str, Literal[":", "--"]]:
     dashes: dict[str, Literal[":", "--"]] = {"pretrained": ":", "individual": "--"}
     return {row.model: dashes[row.kind] for row in results.rows if row.kind in dashes}
-
-
-def _clipped(name: str, width: int = 50) -> str:
-    name = " ".join(name.split())
-    return name if len(name) <= width else name[: width - 1] + "…"
-
-
-def _bare(axis: Axes) -> None:
-    axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.tick_params(length=0)
-
-
-@contextmanager
-def _drawing(height: float) -> Iterator[Figure]:
-    """A figure under our style, whatever the user's matplotlibrc says."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("plots need matplotlib: pip install 'nan-merge[track]'") from error
-    with warnings.catch_warnings(), matplotlib.rc_context():
-        # A letter that the font lacks is drawn as a box; that is no reason to complain.
-        warnings.filterwarnings("ignore", message=r"(?s)Glyph .* missing from font")
-        matplotlib.rcParams.update({**matplotlib.rcParamsDefault, **STYLE})
-        yield Figure(figsize=(WIDTH, height), layout="constrained")
-
-
-def _svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an element to put into HTML: ids of its own, scales with the page."""
-    buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    # Two figures on a page would share ids, and then clip paths and letters.
-    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    attributes = f'<svg role="img" aria-label="{description}" style="width:100%;height:auto"'
-    return text.replace("<svg", attributes, 1)

@@ -29,11 +29,19 @@ def check_run(config: RunConfig) -> None:
     require(["ray", "open_clip", "jinja2", "matplotlib", *tracking])
     if config.experts is not None:
         _check_backbone(config.experts.backbone)
-    elif config.base is None or config.clip is None:
+    elif config.clip is None:
         raise ConfigError(
-            "A run over your own image towers needs `base` (the pretrained tower) and `clip` (the "
-            "folder of the whole pretrained CLIP, whose text tower makes the zero-shot heads)."
+            "A run over your own image towers needs `clip`, the whole pretrained CLIP: its text "
+            "tower makes the zero-shot heads, and its image tower is the base if none is named."
         )
+    elif config.backbone is not None:
+        from evaluators.backends.clip_sources import known_config
+
+        known_config(config.backbone)
+    if config.evaluate.clip_sets:
+        from pipelines.image_data import list_sets
+
+        list_sets(config.evaluate.clip_sets, config.evaluate.data)
 
 
 def _check_language(config: RunConfig) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 THIS_RUN, PUBLISHED = "this run", "published"
 CONFIDENCE = 0.95
+# An average and scores of one decimal each: half of a last digit on both sides.
+MOST_BY_ROUNDING = 0.1 + 1e-9
 # Standard errors from the middle of a normal distribution to the ends of the interval.
 REACH = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
@@ -133,6 +135,18 @@ def _published_average(published: Published, row: str) -> float | None:
     return sum(known) / len(known) if len(known) == len(scores) else None
 
 
+def _other_means(published: Published) -> str:
+    """Rows whose printed average is not the mean of their printed scores, rounded as they are."""
+    found: list[str] = []
+    for row, printed in published.averages.items():
+        scores = [published.scores[row].get(name) for name in published.benchmarks]
+        known = [score for score in scores if score is not None]
+        mean = sum(known) / len(known)
+        if len(known) == len(scores) and abs(mean - printed) > MOST_BY_ROUNDING:
+            found.append(f"{mean:.1f} in {row} (printed {printed:.1f})")
+    return ", ".join(found)
+
+
 def _published(value: float | None, *, signed: bool = False) -> Cell:
     if value is None:
         return Cell(MISSING)
@@ -151,6 +165,8 @@ def _signed(points: float) -> str:
 def _remarks(results: RunResults, published: Published) -> list[str]:
     """What makes the two sides differ, as far as it is known."""
     remarks = [published.note] if published.note else []
+    if other := _other_means(published):
+        remarks.append(f"Published averages are as printed; the mean of its row is {other}.")
     partial = [name for name in results.benchmarks() if name.endswith(" subsets)")]
     if partial:
         remarks.append(f"This run asked only a part: {', '.join(partial)}.")

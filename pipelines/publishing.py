@@ -10,12 +10,13 @@ from pathlib import Path
 
 from nan_merge.errors import NanMergeError
 from nan_merge.manifest import MANIFEST_NAME, read_manifest
+from nan_merge.methods import METHODS
 from nan_merge.publish import write_text_atomically
 from nan_merge.recipe import MergeRecipe
 from nan_merge.shares import SHARES
 from pipelines.config import INDIVIDUAL, RunConfig
 from pipelines.evaluate import Candidate
-from pipelines.merge import uniformity_notes
+from pipelines.merge import repair_notes, uniformity_notes
 from pipelines.progress import RunProgress
 from pipelines.push import place_of_merge, push
 from pipelines.report import write_report
@@ -49,7 +50,7 @@ def publish_results(
     folder, shown = config.folder, shown_results(results)
     rows = write_results(results, folder)
     write_text_atomically(folder / "config.yaml", results.config_yaml)
-    report = write_report(shown, folder, config.published)
+    report = write_report(results, folder, config.published)
     progress.console.print(results_table(shown, progress.console.width))
     if results.sweep:
         write_sweep(results, folder)
@@ -151,9 +152,11 @@ def notes_of(results: RunResults, merges: Sequence[tuple[str, MergeRecipe, Path]
         )
     for name, recipe, path in merges:
         point = results.sweep.get(name)
-        if recipe.coefficients.source in SHARES and (point is None or point.is_selected):
+        tells = recipe.coefficients.source in SHARES or METHODS[recipe.method.name].reads
+        if tells and (point is None or point.is_selected):
             manifest = read_manifest(path / MANIFEST_NAME)
-            notes += [f"note: {name}: {note}" for note in uniformity_notes(manifest)]
+            found = [*uniformity_notes(manifest), *repair_notes(manifest)]
+            notes += [f"note: {name}: {note}" for note in found]
     return notes
 
 

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nan_merge.errors import MissingExtraError
 from nan_merge.publish import write_text_atomically
 from pipelines.compare_view import benchmarks_sheet, summary_sheet
-from pipelines.plots import accuracy_plot, coefficients_plot, norms_plot
+from pipelines.pages import render
+from pipelines.plots import (
+    accuracy_plot,
+    coefficients_plot,
+    layered_merges,
+    layers_plot,
+    norms_plot,
+)
 from pipelines.published import published_differences_sheet, published_sheet
+from pipelines.report_sheets import (
+    baseline_sheet,
+    coefficients_sheet,
+    layer_sheets,
+    percent,
+    sources_sheet,
+)
 from pipelines.results import RunResults, baseline_model
 from pipelines.run_comparison import compare_finished_run
-from pipelines.sheet import MISSING, UNKNOWN_ERRORS, Cell, Line, Sheet, spread_in_percent
+from pipelines.sheet import spread_in_percent
+from pipelines.sweep_sections import sweep_sections
+from pipelines.sweep_table import shown_results, sweep_sheet
 from pipelines.table import (
     differences_sheet,
     error_source,
@@ -28,7 +42,6 @@ from pipelines.table import (
 if TYPE_CHECKING:
     from pipelines.published_config import Published
 
-TEMPLATES = Path(__file__).parent / "templates"
 ACCURACY_CAPTION = (
     "One panel per benchmark, each on its own scale. Dots are merged models with one standard "
     "error over {}; lines are the models that were not merged."
@@ -41,6 +54,10 @@ COEFFICIENTS_CAPTION = (
     "What multiplies each fine-tuned model (columns) in each merge (rows), scale included. "
     "White is an equal share of the row's sum."
 )
+LAYERS_CAPTION = (
+    "What multiplies each fine-tuned model in each layer, in the merges where that differs, each "
+    "on its own scale. Where it differs by tensor, a layer's mean."
+)
 GPU_NOTE = "GPU paths of this software are unverified, unless a GPU is named among the facts."
 
 
@@ -48,46 +65,61 @@ def write_report(results: RunResults, folder: Path, published: Published | None 
     """Write ``report.html`` to ``folder``: scores, differences, plots, coefficients, facts.
 
     Its plots are also files, ``plots/*.svg``. Older ones are replaced. Differences come from the
-    run's answers, paired by sample; where the folder holds no finished run, from the averages'
-    errors. Returns the page's path.
+    run's answers, paired by sample; where the folder holds no finished run, or one of very many
+    models, from what the results hold. Of a sweep's merges, tables show the selected and the best,
+    the figures of the search show all. Returns the page's path.
 
     Args:
-        results: What to show.
+        results: What was found, of a sweep with all its merges.
         folder: Where to write.
         published: Numbers from elsewhere to show beside the run's own.
 
     Raises:
         MissingExtraError: If jinja2 or matplotlib is not installed.
     """
-    comparison = compare_finished_run(folder)
+    shown = shown_results(results)
+    comparison = compare_finished_run(folder, shown.models())
+    sweep = sweep_sections(results)
     plots = {
-        "accuracy": accuracy_plot(results) if results.rows else "",
-        "norms": norms_plot(results) if any(results.model_norms.values()) else "",
-        "coefficients": coefficients_plot(results) if coefficients_sheet(results) else "",
+        "accuracy": accuracy_plot(shown) if shown.rows else "",
+        "norms": norms_plot(shown) if any(shown.model_norms.values()) else "",
+        "coefficients": coefficients_plot(shown) if coefficients_sheet(shown) else "",
+        "layers": layers_plot(shown) if layered_merges(shown) else "",
     }
-    page = _render(
+    page = render(
         "report.html.jinja",
         title=f"{results.name} (seed {results.seed})",
         summary=run_summary(results),
-        scores=results_sheet(results),
-        published=published_sheet(results, published) if published else None,
+        scores=results_sheet(shown),
+        published=published_sheet(shown, published) if published else None,
         published_differences=(
-            published_differences_sheet(results, published) if published else None
+            published_differences_sheet(shown, published) if published else None
         ),
-        differences=summary_sheet(comparison) if comparison else baseline_sheet(results),
+        search=sweep_sheet(results) if results.sweep else None,
+        sweep=sweep,
+        differences=(
+            summary_sheet(comparison)
+            if comparison
+            else baseline_sheet(results, merged_models(shown))
+        ),
         by_benchmark=benchmarks_sheet(comparison) if comparison else None,
-        coefficients=coefficients_sheet(results),
+        coefficients=coefficients_sheet(shown),
         accuracy_svg=plots["accuracy"],
         accuracy_caption=ACCURACY_CAPTION.format(error_source(results)),
         norms_svg=plots["norms"],
         norms_caption=NORMS_CAPTION,
         coefficients_svg=plots["coefficients"],
         coefficients_caption=COEFFICIENTS_CAPTION,
+        layers_svg=plots["layers"],
+        layers_caption=LAYERS_CAPTION,
+        layer_sheets=layer_sheets(shown),
         failures=results.failures,
         notes=_notes(results),
+        sources=sources_sheet(shown),
         facts=results.facts,
         config_yaml=results.config_yaml,
     )
+    plots |= {figure.name: figure.svg for section in sweep for figure in section.figures}
     for name, drawing in plots.items():
         if drawing:
             # On its own a drawing has no page behind it, which may be dark where it is shown.
@@ -106,7 +138,7 @@ def write_seeds_report(results: Sequence[RunResults], folder: Path) -> Path:
     baseline = baseline_model(first)
     pairs = [(model, baseline) for model in merged_models(first) if baseline and model != baseline]
     seeds = ", ".join(str(run.seed) for run in results)
-    page = _render(
+    page = render(
         "seeds_report.html.jinja",
         title=f"{first.name} over seeds {seeds}",
         summary=(
@@ -155,9 +187,17 @@ def run_summary(results: RunResults) -> str:
         f"({metric_name(results)}, n = {sample_counts(results)} test samples each)."
     )
     averages = {model: found for model in merged if (found := results.average(model))}
+    selected = [name for name in results.sweep if results.sweep[name].is_selected]
     if averages:
-        best = max(averages, key=lambda model: averages[model][0])
-        text += f" The best average of a merged model is {_with_error(averages[best])} % ({best})"
+        if chosen := [name for name in selected if name in averages]:
+            # The best of many on the samples shown would be flattered by that choice.
+            best = max(chosen, key=lambda model: results.sweep[model].objective)
+            text += f" The search chose {best}, whose average on samples that it never saw is "
+            text += f"{_with_error(averages[best])} %"
+        else:
+            best = max(averages, key=lambda model: averages[model][0])
+            text += " The best average of a merged model is "
+            text += f"{_with_error(averages[best])} % ({best})"
         others = {row.model: row.kind for row in results.rows if row.kind != "merged"}
         for model, kind in others.items():
             average = results.average(model)
@@ -166,77 +206,6 @@ def run_summary(results: RunResults) -> str:
             text += f", {name} {_with_error(average)} %" if average else ""
         text += "."
     return text
-
-
-def baseline_sheet(results: RunResults) -> Sheet | None:
-    """Each merged model's average minus the baseline's, in percentage points.
-
-    Its standard error is paired by sample. In results of older versions it treats the two averages
-    as independent, although all models answer the same samples, which makes scores move together:
-    there the true error is smaller, as a rule.
-    """
-    baseline = baseline_model(results)
-    reference = results.average(baseline) if baseline else None
-    if baseline is None or reference is None:
-        return None
-    lines = []
-    for model in merged_models(results):
-        average = results.average(model)
-        if model == baseline:
-            cells = (Cell(_percent(reference[0])), Cell("baseline"), Cell(""))
-        elif average is None:
-            cells = (Cell(MISSING),) * 3
-        else:
-            unpaired = (average[0] - reference[0], math.hypot(average[1], reference[1]))
-            difference, error = results.differences.get(model, unpaired)
-            ratio = f"{difference / error:+.1f}" if error > 0 else MISSING
-            cells = (
-                Cell(_percent(average[0])),
-                Cell(f"{difference * 100:+.2f}", spread_in_percent(error, 2)),
-                Cell(ratio),
-            )
-        lines.append(Line(model, cells))
-    caption = f"Average minus that of {baseline}, in percentage points; ±: standard error of the "
-    caption += (
-        f"difference, paired by sample, over {error_source(results)}; few make it uncertain. "
-        if results.averages
-        else "difference as if the two models had answered different samples. They answered the "
-        "same ones, so this is conservative: the true error is smaller, as a rule. "
-    )
-    caption += "A difference within two errors is not told apart from none by this table."
-    if any(cell.spread == MISSING for line in lines for cell in line.cells):
-        caption += UNKNOWN_ERRORS
-    columns = ("average", "difference", "in errors")
-    return Sheet(f"Differences to {baseline}", "merged model", columns, tuple(lines), caption)
-
-
-def coefficients_sheet(results: RunResults) -> Sheet | None:
-    """Coefficients of every merge with the norms' target and the scale behind them."""
-    merges = [merge for merge in results.merges if merge.coefficients]
-    models = list(dict.fromkeys(name for merge in merges for name in merge.coefficients))
-    lines = tuple(
-        Line(
-            merge.model,
-            (
-                Cell(merge.norm_target.replace("_", " ") or MISSING),
-                Cell(f"{merge.scale:.4g}"),
-                *(
-                    Cell(
-                        f"{merge.coefficients[name]:.4f}" if name in merge.coefficients else MISSING
-                    )
-                    for name in models
-                ),
-                Cell(f"{sum(merge.coefficients.values()):.3f}"),
-            ),
-        )
-        for merge in merges
-    )
-    caption = (
-        "Norm of: what the weights alpha were made from. Scale: the factor from alpha to the "
-        "coefficients shown, lambda included."
-    )
-    columns = ("norm of", "scale", *models, "sum")
-    return Sheet("Coefficients", "merge", columns, lines, caption) if merges else None
 
 
 def _notes(results: RunResults) -> list[str]:
@@ -270,29 +239,5 @@ def _about_errors(results: RunResults) -> tuple[str, str]:
     ), "adds the errors of the benchmarks as independent"
 
 
-def _percent(value: float) -> str:
-    return f"{value * 100:.1f}"
-
-
 def _with_error(average: tuple[float, float]) -> str:
-    return f"{_percent(average[0])} ± {spread_in_percent(average[1])}"
-
-
-def _render(template: str, **values: Any) -> str:
-    """Fill a template; everything is escaped but the figures, which are our own."""
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-        from markupsafe import Markup
-    except ImportError as error:
-        raise MissingExtraError(
-            "the report needs jinja2: pip install 'nan-merge[track]'"
-        ) from error
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["svg"] = Markup
-    return environment.get_template(template).render(values)
+    return f"{percent(average[0])} ± {spread_in_percent(average[1])}"

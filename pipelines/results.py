@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from nan_merge.publish import write_text_atomically
 
-RowKind = Literal["pretrained", "individual", "merged"]
+RowKind = Literal["pretrained", "individual", "multitask", "merged"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ResultRow:
     Attributes:
         model: Row of the table, e.g. "Task Arithmetic + NAN (weights)".
         kind: Where the model comes from. "individual" rows hold, for each benchmark, the model
-            fine-tuned on it.
+            fine-tuned on it; "multitask" is one model trained on all tasks.
         method: Merge method's name; empty for models that are not merged.
         coefficients: Short words for the coefficients, e.g. "nan(weights) x 3.5"; may be empty.
         benchmark: Benchmark's name.
@@ -55,6 +55,8 @@ class MergeSummary:
         coefficients: Per fine-tuned model, what multiplies its task vector or weights.
         scale: The global factor between alpha and coefficients, lambda included.
         folder: Checkpoint's folder, relative to the run folder.
+        layers: Layer -> fine-tuned model -> coefficient, where they are not the same for the whole
+            model; of tensors, their layer's mean. Empty in results of older versions.
     """
 
     model: str
@@ -65,6 +67,7 @@ class MergeSummary:
     coefficients: dict[str, float]
     scale: float
     folder: str
+    layers: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

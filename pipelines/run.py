@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,7 +13,6 @@ from rich.console import Console
 
 from nan_merge.checkpoint import open_checkpoint
 from nan_merge.fingerprint import fingerprint
-from nan_merge.hub import resolve_folder
 from nan_merge.manifest import MANIFEST_NAME, read_manifest
 from nan_merge.measure import model_norms
 from nan_merge.merge import merge_checkpoints
@@ -22,14 +21,18 @@ from nan_merge.publish import write_text_atomically
 from nan_merge.recipe import MergeRecipe, ModelReference
 from nan_merge.tasks import Task
 from pipelines.collect import ablation_pairs, environment_facts, merge_summary
-from pipelines.config import PRETRAINED, RunConfig
+from pipelines.config import MULTITASK, PRETRAINED, MergeEntry, RunConfig
+from pipelines.data_statistics import gather_statistics, with_statistics
 from pipelines.evaluate import Candidate
 from pipelines.events import EVENTS_NAME, EventLog
-from pipelines.experts import data_folder, prepare_sets, train_experts
+from pipelines.experts import train_experts
 from pipelines.hub_layout import in_hub_layout
+from pipelines.image_data import prepare_image_sets
+from pipelines.image_towers import prepare_towers
 from pipelines.interrupt import noticing_interrupts
 from pipelines.language_experts import train_language_models
 from pipelines.language_workers import with_model_resources
+from pipelines.learned_coefficients import learn_for_merges, with_learned
 from pipelines.paths import placed_at
 from pipelines.preflight import check_run
 from pipelines.progress import RunProgress
@@ -51,13 +54,22 @@ class RunModels:
         models: The fine-tuned models.
         clip: For image towers: folder of the whole pretrained CLIP whose text tower makes the
             heads.
-        test_sets: For image towers: benchmark -> ``.npz`` file of its test images.
+        test_sets: For image towers: benchmark -> file or folder of its test images.
+        notes: What a reader of the table should know of the images.
+        multitask: For image towers: a model that was trained on all tasks, if one was.
+        statistics: Kind -> model's name -> folder of what data said of it, for the methods that
+            read it.
+        learned: Name of a merge -> table of coefficients that AdaMerging learned for it.
     """
 
     base: str
     models: tuple[ModelReference, ...]
     clip: Path | None = None
     test_sets: dict[str, Path] = field(default_factory=dict[str, Path])
+    notes: tuple[str, ...] = ()
+    multitask: Path | None = None
+    statistics: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
+    learned: dict[str, Path] = field(default_factory=dict[str, Path])
 
 
 def run_config(config: RunConfig, *, seeds: int = 1, console: Console) -> list[RunResults]:
@@ -149,21 +161,37 @@ def open_workers(
 
 
 def prepare_models(config: RunConfig, workers: Workers) -> RunModels:
-    """The run's models: trained here, or named in the run file."""
+    """The run's models, trained here or named in the run file, and what merges need from data."""
+    models = _find_models(config, workers)
+
+    def image_sets(split: str, names: Sequence[str]) -> dict[str, Path]:
+        assert models.clip is not None, "only image towers ask for images"
+        return prepare_image_sets(config, names, split, models.clip, workers).paths
+
+    statistics = gather_statistics(config, models, workers, image_sets)
+    learned = learn_for_merges(config, models, workers, make_merges, image_sets)
+    return replace(models, statistics=statistics, learned=learned)
+
+
+def _find_models(config: RunConfig, workers: Workers) -> RunModels:
     if config.fine_tunes is not None:
         base, tuned = train_language_models(config.fine_tunes, config.seed, config.cache, workers)
         return RunModels(str(base), tuned)
     if config.evaluate.is_language:
         assert config.base is not None, "checked before anything ran"
         return RunModels(config.base, config.models)
-    names = config.evaluate.image_tasks
-    data = data_folder(config.cache)
-    test_sets = prepare_sets(names, "test", config.seed, data, workers)
     if config.experts is not None:
         trained = train_experts(config, config.experts, workers)
-        return RunModels(str(trained.base), trained.models, trained.clip, test_sets)
-    assert config.base is not None and config.clip is not None, "checked before anything ran"
-    return RunModels(config.base, config.models, resolve_folder(config.clip), test_sets)
+        models = RunModels(
+            str(trained.base), trained.models, trained.clip, multitask=trained.multitask
+        )
+    else:
+        towers = prepare_towers(config, workers)
+        models = RunModels(towers.base, towers.models, towers.clip)
+    assert models.clip is not None, "image towers come with a CLIP"
+    tasks = config.evaluate.image_tasks
+    images = prepare_image_sets(config, tasks, "test", models.clip, workers)
+    return replace(models, test_sets=images.paths, notes=images.notes)
 
 
 def merge_all(
@@ -181,11 +209,17 @@ def merges_of(config: RunConfig, models: RunModels) -> list[tuple[str, MergeReci
     return [
         (
             entry.name,
-            entry.recipe(models.base, models.models, config.seed),
+            recipe_of(entry, models, config.seed),
             checkpoints / folders[entry.name],
         )
         for entry in config.merges
     ]
+
+
+def recipe_of(entry: MergeEntry, models: RunModels, seed: int) -> MergeRecipe:
+    """The recipe of a merge over the run's models, with what was gathered and learned for it."""
+    recipe = entry.recipe(models.base, models.models, seed)
+    return with_learned(entry, with_statistics(recipe, models.statistics), models.learned)
 
 
 def make_merges(
@@ -218,6 +252,7 @@ def make_merges(
 def folders_of(config: RunConfig, models: RunModels) -> dict[str, str]:
     """Name of a model or merge -> what its folders in the run folder are called."""
     names = [model.name for model in models.models]
+    names += [MULTITASK] if models.multitask is not None else []
     return folder_names([PRETRAINED, *names, *(entry.name for entry in config.merges)])
 
 
@@ -230,6 +265,7 @@ def list_candidates(
     for model in models.models:
         own, name = open_checkpoint(model.path).folder, folders[model.name]
         found.append((model.name, in_hub_layout(models.base, model, own, config.folder, name)))
+    found += [(MULTITASK, models.multitask)] if models.multitask is not None else []
     found += [(name, path) for name, _, path in merges]
     return [Candidate(name, path, predictions / folders[name]) for name, path in found]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluators.image_sets import load_image_set
-from evaluators.quickstart_images import sample_cluster
+from evaluators.scores import Score
 from nan_merge.recipe import MergeRecipe
-from pipelines.collect import ScoredModels, result_rows, with_averages
+from pipelines.collect import ScoredModels, at_chance, result_rows, with_averages
 from pipelines.config import RunConfig
 from pipelines.evaluate import (
     Candidate,
@@ -65,32 +65,43 @@ def open_scoring(config: RunConfig, models: RunModels, workers: Workers) -> Scor
 
 def _image_scoring(config: RunConfig, models: RunModels, workers: Workers) -> Scoring:
     assert models.clip is not None, "checked before anything ran"
-    names, heads = config.evaluate.image_tasks, config.cache / "heads"
-    batch_size = config.evaluate.batch_size
+    wanted = config.evaluate
+    names, heads = wanted.image_tasks, config.cache / "heads"
+    batch_size, dtype, at_once = wanted.batch_size, wanted.dtype, wanted.models_at_once
     benchmarks = image_benchmarks(models.clip, models.test_sets, names, heads, workers)
 
+    sizes = {
+        each.name: len(load_image_set(Path(each.data_path)).class_names) for each in benchmarks
+    }
+
+    def score(candidates: Sequence[Candidate], part: Part) -> dict[tuple[str, str], Score]:
+        return evaluate_candidates(
+            candidates, benchmarks, batch_size, workers, part, dtype, at_once
+        )
+
     def values(candidates: Sequence[Candidate], part: Part) -> Values:
-        scores = evaluate_candidates(candidates, benchmarks, batch_size, workers, part)
+        scores = score(candidates, part)
         return {place: score.value for place, score in scores.items()}
 
     def collect(merges: Merges, candidates: Sequence[Candidate], part: Part) -> ScoredModels:
-        scores = evaluate_candidates(candidates, benchmarks, batch_size, workers, part)
+        scores = score(candidates, part)
         recipes = [(name, recipe) for name, recipe, _ in merges]
         return ScoredModels(
             rows=result_rows(scores, names, models.models, recipes),
             facts={f"digest of {each.name}": each.digest[:16] for each in benchmarks},
             with_averages=lambda results: with_averages(results, candidates, part),
+            notes=(*models.notes, *at_chance(scores, sizes)),
         )
 
     return Scoring(
         clusters={
             each.name: frozenset(
-                map(sample_cluster, load_image_set(Path(each.data_path)).sample_ids)
+                map(each.cluster_of, load_image_set(Path(each.data_path)).sample_ids)
             )
             for each in benchmarks
         },
         identity_of=tower_identity,
-        is_answered=lambda candidate: is_answered(candidate, benchmarks, batch_size),
+        is_answered=lambda candidate: is_answered(candidate, benchmarks, batch_size, dtype),
         values=values,
         collect=collect,
     )

@@ -181,10 +181,12 @@ def _relative_paths(config: RunConfig) -> Iterator[str]:
 
 def _benchmark_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Folders of data, and files of benchmarks of one's own, by their place in the run file."""
-    if not config.evaluate.is_language:
+    if not config.evaluate.is_language and not config.evaluate.clip_sets:
         return
     if config.evaluate.data is not None:
         yield "evaluate.data", str(config.evaluate.data)
+    if config.evaluate.clip_sets:
+        return
     for place, spec in enumerate(config.evaluate.language_benchmarks):
         if is_own_benchmark(spec.name):
             yield f"evaluate.benchmarks.{place}", spec.name

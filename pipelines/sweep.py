@@ -33,6 +33,7 @@ from pipelines.run import (
     norms_of,
     open_workers,
     prepare_models,
+    recipe_of,
 )
 from pipelines.scoring import Scoring, Values, open_scoring
 from pipelines.split import dev_part, held_out_part, refuse_empty_parts
@@ -68,7 +69,7 @@ class _State:
     failures: dict[str, str] = field(default_factory=dict[str, str])
 
     def merge(self, point: Point) -> Merge:
-        recipe = point.entry.recipe(self.models.base, self.models.models, self.config.seed)
+        recipe = recipe_of(point.entry, self.models, self.config.seed)
         return point.name, recipe, checkpoint_of(self.config.folder, point)
 
     def candidate(self, point: Point) -> Candidate:

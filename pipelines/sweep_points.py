@@ -217,27 +217,34 @@ def _checked(schema: type[T], content: dict[str, Any], name: str) -> T:
         raise ConfigError("\n".join(sorted(lines))) from error
 
 
-def _point_name(label: str, values: Mapping[str, Any]) -> str:
-    if not values:
-        return label
-    last = {key: key.rpartition(".")[2] for key in values}
-    shared = {short for short, count in Counter(last.values()).items() if count > 1}
-    words = [
-        f"{key if last[key] in shared else last[key]}={_words(value)}"
-        for key, value in values.items()
-    ]
-    return f"{label}, {', '.join(words)}"
+def short_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Dotted keys -> their last parts; those that would share one stay whole.
+
+    >>> short_keys(["method.density", "coefficients.scope"])
+    {'method.density': 'density', 'coefficients.scope': 'scope'}
+    """
+    last = {key: key.rpartition(".")[2] for key in keys}
+    counts = Counter(last.values())
+    return {key: short if counts[short] == 1 else key for key, short in last.items()}
 
 
-def _words(value: Any) -> str:
+def value_words(value: Any) -> str:
     """A value in a name: `nan task_vector` for a section, `a+b` for a list."""
     if isinstance(value, Mapping):
-        return " ".join(_words(each) for each in value.values())
+        return " ".join(value_words(each) for each in value.values())
     if isinstance(value, list | tuple):
-        return "+".join(_words(each) for each in value)
+        return "+".join(value_words(each) for each in value)
     if isinstance(value, float):
         return str(tidy(value))  # 1.0 and 1 are the same number
     return "none" if value is None else str(value)
+
+
+def _point_name(label: str, values: Mapping[str, Any]) -> str:
+    if not values:
+        return label
+    names = short_keys(values)
+    words = [f"{names[key]}={value_words(value)}" for key, value in values.items()]
+    return f"{label}, {', '.join(words)}"
 
 
 def _refuse_shared_names(points: Sequence[Point]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,40 +144,79 @@ def zero_shot_head(clip: Clip, class_names: Sequence[str], templates: Sequence[s
     return torch.stack(rows) * clip.model.logit_scale.exp()
 
 
-@torch.inference_mode()
+def place_tower(tower: ImageTower, device: str, dtype: str = "float32") -> ImageTower:
+    """Move a tower to a device, and choose what it computes in.
+
+    Args:
+        tower: Of float32 weights.
+        device: ``cpu`` or ``cuda``.
+        dtype: ``float32``, ``bfloat16``, or ``auto``: bfloat16 on a GPU, where it is faster, and
+            float32 on a CPU, where it mostly is not. Embeddings are normalised and compared with
+            the head in float32 in any case.
+    """
+    half = dtype == "bfloat16" or (dtype == "auto" and device != "cpu")
+    visual = tower.visual.to(device=device, dtype=torch.bfloat16 if half else torch.float32)
+    return replace(tower, visual=visual.eval())
+
+
 def classify(
     tower: ImageTower, head: Tensor, images: np.ndarray, batch_size: int = 250
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predict the class of each image.
+    """Predict the class of each image; see `classify_all`."""
+    return classify_all([tower], [head], images, batch_size)[0]
+
+
+@torch.inference_mode()
+def classify_all(
+    towers: Sequence[ImageTower],
+    heads: Sequence[Tensor],
+    images: np.ndarray,
+    batch_size: int = 250,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Predict the class of each image with several towers, in one pass over the images.
 
     Args:
-        tower: The image encoder, on any device.
-        head: From ``zero_shot_head``, float32 (num_classes, embed_dim).
-        images: uint8 RGB (n, height, width, 3); other sizes than the tower's are fitted.
+        towers: Image encoders of one architecture, on one device.
+        heads: Of each, from ``zero_shot_head``, float32 (num_classes, embed_dim).
+        images: uint8 RGB (n, height, width, 3); other sizes than the towers' are fitted.
         batch_size: Images a forward pass.
 
     Returns:
-        Predicted classes, int64 (n,), and log-probabilities, float32 (n, num_classes).
+        For each tower, predicted classes, int64 (n,), and log-probabilities, float32 (n,
+        num_classes).
 
     Raises:
-        EvaluationError: If the head is of another model, or a result is not finite.
+        EvaluationError: If a head is of another model, or a result is not finite.
     """
+    for tower, head in zip(towers, heads, strict=True):
+        _refuse_other_head(tower, head)
+    were_training = [tower.visual.training for tower in towers]
+    parts: list[list[Tensor]] = [[] for _ in towers]
+    first = next(towers[0].visual.parameters())
+    for tower in towers:
+        tower.visual.eval()
+    for start in range(0, len(images), batch_size):
+        batch = fit_images(images[start : start + batch_size], towers[0].image_size)
+        batch = np.require(batch, requirements="W")  # torch wants no read-only memory map
+        raw = torch.from_numpy(batch).to(first.device).permute(0, 3, 1, 2)
+        pixels = normalise_pixels(raw, towers[0]).to(first.dtype)
+        for tower, head, found in zip(towers, heads, parts, strict=True):
+            logits = image_logits(tower.visual, head.to(first.device), pixels)
+            found.append(functional.log_softmax(logits, dim=1).cpu())
+    for tower, was_training in zip(towers, were_training, strict=True):
+        tower.visual.train(was_training)
+    return [_answers(tower, torch.cat(found)) for tower, found in zip(towers, parts, strict=True)]
+
+
+def _refuse_other_head(tower: ImageTower, head: Tensor) -> None:
     if head.shape[1] != tower.model_config["embed_dim"]:
         raise EvaluationError(
             f"The head has {head.shape[1]} dimensions, but {tower.name} embeds images in "
             f"{tower.model_config['embed_dim']}. Make it with the text tower of the same model."
         )
-    device = next(tower.visual.parameters()).device
-    was_training = tower.visual.training
-    tower.visual.eval()
-    parts = []
-    for start in range(0, len(images), batch_size):
-        batch = fit_images(images[start : start + batch_size], tower.image_size)
-        pixels = normalise_pixels(torch.from_numpy(batch).permute(0, 3, 1, 2), tower)
-        logits = image_logits(tower.visual, head.to(device), pixels.to(device))
-        parts.append(functional.log_softmax(logits, dim=1).cpu())
-    tower.visual.train(was_training)
-    log_probability = torch.cat(parts)
+
+
+def _answers(tower: ImageTower, log_probability: Tensor) -> tuple[np.ndarray, np.ndarray]:
     if not log_probability.isfinite().all():
         raise EvaluationError(f"{tower.name} gives values that are not finite; check its weights.")
     return log_probability.argmax(dim=1).numpy(), log_probability.numpy()
@@ -185,12 +224,14 @@ def classify(
 
 def image_logits(visual: nn.Module, head: Tensor, pixels: Tensor) -> Tensor:
     """Similarity of images to classes, times the scale: float32 (n, num_classes)."""
-    return functional.normalize(visual(pixels), dim=1) @ head.T
+    return functional.normalize(visual(pixels).float(), dim=1) @ head.T
 
 
 def normalise_pixels(images: Tensor, tower: ImageTower) -> Tensor:
     """Turn uint8 (n, 3, s, s) into float32 of about zero mean and unit variance."""
-    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (tower.mean, tower.std))
+    mean, std = (
+        torch.tensor(each, device=images.device).view(3, 1, 1) for each in (tower.mean, tower.std)
+    )
     return (images.float() / 255 - mean) / std
 
 

@@ -68,7 +68,7 @@ def load_clip(folder: Path) -> Clip:
         raise CheckpointError(f"{folder / CLIP_CONFIG} has no 'model_cfg'.")
     name = config.get("model_name", folder.name)
     clip = new_clip(name, config["model_cfg"], config.get("preprocess_cfg", {}), seed=0)
-    _load_strictly(clip.model, _read_tensors([folder / CLIP_WEIGHTS]), folder)
+    load_strictly(clip.model, _read_tensors([folder / CLIP_WEIGHTS]), folder)
     return clip
 
 
@@ -106,17 +106,24 @@ def load_image_tower(folder: Path) -> ImageTower:
         raise CheckpointError(
             f"{folder / TOWER_CONFIG}: model_type is {found!r}, not {MODEL_TYPE}."
         )
-    # The text tower is thrown away, so the smallest one will do.
-    without_text = {**config["open_clip"], "text_cfg": NO_TEXT}
-    clip = new_clip(
-        config.get("backbone", folder.name), without_text, config.get("preprocess", {}), seed=0
-    )
+    name, preprocess = config.get("backbone", folder.name), config.get("preprocess", {})
+    tower = new_image_tower(name, config["open_clip"], preprocess)
     files = [folder / TOWER_WEIGHTS]
     if (folder / TOWER_INDEX).is_file():
         weight_map = read_json_table(folder / TOWER_INDEX, MEND).get("weight_map", {})
         files = [folder / file for file in sorted(set(weight_map.values()))]
-    _load_strictly(nn.ModuleDict({"visual": clip.tower.visual}), _read_tensors(files), folder)
-    return replace(clip.tower, model_config=config["open_clip"])
+    load_strictly(nn.ModuleDict({"visual": tower.visual}), _read_tensors(files), folder)
+    return tower
+
+
+def new_image_tower(
+    name: str, model_config: Mapping[str, Any], preprocess: Mapping[str, Any]
+) -> ImageTower:
+    """Build an image tower of random weights; for arguments and errors see `new_clip`."""
+    config = dict(model_config)
+    # The text tower is thrown away, so the smallest one will do.
+    clip = new_clip(name, {**config, "text_cfg": NO_TEXT}, preprocess, seed=0)
+    return replace(clip.tower, model_config=config)
 
 
 def save_tensors(
@@ -147,7 +154,12 @@ def save_tensors(
             partial.unlink(missing_ok=True)
 
 
-def _load_strictly(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+def load_strictly(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Give a module its weights.
+
+    Raises:
+        CheckpointError: Naming all tensors that are missing, unexpected or of another shape.
+    """
     expected = module.state_dict()
     both = sorted(expected.keys() & tensors.keys())
     problems = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]

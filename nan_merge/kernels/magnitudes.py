@@ -10,7 +10,7 @@ from nan_merge.kernels.compiled import compiled
 from nan_merge.kernels.convert import BLOCK
 from nan_merge.kernels.vectors import read_vectors
 
-FINE_BITS = 16
+COARSE_BITS, FINE_BITS = 15, 16  # together the 31 bits of a float32 magnitude
 
 
 @compiled("void(uint8[:,::1], int64[::1], int64, float32[:,::1], int64[:,:,::1])")

@@ -27,12 +27,17 @@ from nan_merge.methods.della import (
     della_row,
     della_ties,
 )
+from nan_merge.methods.fisher import FisherOptions, fisher
+from nan_merge.methods.isotropic import COST as ISO_COST
+from nan_merge.methods.isotropic import CTS_COST, IsoCOptions, IsoCtsOptions, iso_c, iso_cts
+from nan_merge.methods.matrices import SVD_COPIES
 from nan_merge.methods.method import Context, MergeMethod, TensorNorms
 from nan_merge.methods.model_stock import NAN_REFUSED as NAN_ON_MODEL_STOCK
 from nan_merge.methods.model_stock import ModelStockOptions, model_stock, model_stock_row
 from nan_merge.methods.nuslerp import NuslerpOptions, nuslerp, nuslerp_row
 from nan_merge.methods.passthrough import NAN_REFUSED as NAN_ON_PASSTHROUGH
 from nan_merge.methods.passthrough import PassthroughOptions, passthrough
+from nan_merge.methods.regmean import RegmeanOptions, regmean
 from nan_merge.methods.sce import SceOptions, sce, sce_row
 from nan_merge.methods.slerp import SlerpOptions, slerp
 from nan_merge.methods.task_arithmetic import (
@@ -41,6 +46,10 @@ from nan_merge.methods.task_arithmetic import (
     task_arithmetic_program,
 )
 from nan_merge.methods.ties import TiesOptions, ties, ties_program, ties_row
+from nan_merge.methods.tsv import COST as TSV_COST
+from nan_merge.methods.tsv import TsvOptions, tsv
+from nan_merge.methods.wudi import COST as WUDI_COST
+from nan_merge.methods.wudi import WudiOptions, wudi
 
 METHODS: dict[str, MergeMethod] = {
     "average": MergeMethod(
@@ -139,6 +148,56 @@ METHODS: dict[str, MergeMethod] = {
         fewest_models=2,
         varies=sce_row,
     ),
+    "fisher": MergeMethod(
+        FisherOptions,
+        fisher,
+        paper="arXiv:2111.09832",
+        reads="fisher",
+        needs_base=False,
+        weights_sum_to_one=True,
+    ),
+    "regmean": MergeMethod(
+        RegmeanOptions,
+        regmean,
+        paper="arXiv:2212.09849",
+        unit="matrix",
+        reads="gram",
+        cost="a factorisation of one (inputs, inputs) matrix for every weight",
+        needs_base=False,
+        weights_sum_to_one=True,
+    ),
+    "tsv": MergeMethod(
+        TsvOptions,
+        tsv,
+        paper="arXiv:2412.00081",
+        unit="matrix",
+        copies=SVD_COPIES,
+        cost=TSV_COST,
+    ),
+    "iso_c": MergeMethod(
+        IsoCOptions,
+        iso_c,
+        paper="arXiv:2502.04959",
+        unit="matrix",
+        copies=SVD_COPIES,
+        cost=ISO_COST,
+    ),
+    "iso_cts": MergeMethod(
+        IsoCtsOptions,
+        iso_cts,
+        paper="arXiv:2502.04959",
+        unit="matrix",
+        copies=SVD_COPIES,
+        cost=CTS_COST,
+    ),
+    "wudi": MergeMethod(
+        WudiOptions,
+        wudi,
+        paper="arXiv:2503.08099",
+        unit="matrix",
+        copies=SVD_COPIES,
+        cost=WUDI_COST,
+    ),
     "passthrough": MergeMethod(
         PassthroughOptions,
         passthrough,
@@ -163,6 +222,12 @@ MethodOptions = Annotated[
     | NuslerpOptions
     | ModelStockOptions
     | SceOptions
+    | FisherOptions
+    | RegmeanOptions
+    | TsvOptions
+    | IsoCOptions
+    | IsoCtsOptions
+    | WudiOptions
     | PassthroughOptions,
     Field(discriminator="name"),
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from nan_merge.errors import CoefficientError
 from nan_merge.schema import StrictModel
 from nan_merge.tensor_options import OptionList, OptionValue, in_range_of, plain_number
 
@@ -26,9 +27,15 @@ Unit = Literal["element", "row", "matrix"]
 Statistic = Literal[
     "magnitude_threshold", "tensor_threshold", "majority_sign", "inner_products", "kept_sums"
 ]
+DataStatistic = Literal["gram", "fisher"]
 Dialect = Literal["paper", "mergekit", "peft", "fusionbench"]
 Share = Annotated[float, Field(gt=0, le=1)]
+COPIES = 10
 PerModelShare = Annotated[Share | OptionList, AfterValidator(in_range_of(Share))]
+
+
+def _report_nothing(repair: str, number: float) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,11 @@ class Context:
         norms: Inner products over this tensor, if the method needs them.
         rescales: Per model, what makes the kept elements of this tensor add up to the magnitude
             that all had; length T if the method needs `kept_sums`.
+        statistics: Of each model, what data said about this piece, float32: Fisher diagonals of
+            the piece's shape, or Gram matrices of the whole tensor; empty if there are none.
+        inputs_first: Whether the first axis of this weight meets the inputs, not the last.
+        report: Called with what the method had to repair and a number, which are added up over
+            the pieces of a tensor and written into the manifest.
     """
 
     tensor: str = ""
@@ -76,6 +88,9 @@ class Context:
     majority_sign: float = 1.0
     norms: TensorNorms | None = None
     rescales: tuple[float, ...] = ()
+    statistics: tuple[Tensor, ...] = ()
+    inputs_first: bool = False
+    report: Callable[[str, float], None] = _report_nothing
 
 
 @dataclass(frozen=True)
@@ -121,6 +136,8 @@ class MergeMethod:
         needs: The statistics that must be known first: one threshold over the whole model or
             one per tensor (for `options.density`), the majority of elected signs, inner products,
             sums of magnitudes before and after dropping.
+        reads: The statistics made from data that every model must bring (`statistics` in the
+            recipe); None for methods that need no data.
         needs_base: Whether the recipe must name a base model.
         weights_sum_to_one: Whether the coefficients are divided by their sum before the function
             sees them, which cancels any global scale.
@@ -129,6 +146,9 @@ class MergeMethod:
         nan_refused: Why NAN's coefficients have no meaning for this method; empty if they have.
         varies: Options -> the fields of this row that they change; the row holds what the
             default options need.
+        copies: Copies in float32 of what the function is given that it makes at once, beside three
+            for each model; `nan_merge.cost` counts them.
+        cost: What makes the method dear, in words; empty if it costs about what reading does.
         program: (options, context) -> the same computation for the compiled kernel, several times
             faster on a CPU; None for methods that only torch computes.
     """
@@ -138,12 +158,15 @@ class MergeMethod:
     paper: str
     unit: Unit = "element"
     needs: tuple[Statistic, ...] = ()
+    reads: DataStatistic | None = None
     needs_base: bool = True
     weights_sum_to_one: bool = False
     fewest_models: int = 1
     most_models: int | None = None
     nan_refused: str = ""
     varies: Callable[[Any], Mapping[str, Any]] | None = None
+    copies: int = COPIES
+    cost: str = ""
     program: Callable[[Any, Context], Program] | None = None
 
     def for_options(self, options: StrictModel) -> MergeMethod:
@@ -167,6 +190,19 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
         total.add_(tensor.mul_(weight))
     return total
+
+
+def refuse_negative(coefficients: Sequence[float], method: str) -> None:
+    """Refuse coefficients that weigh information by less than nothing.
+
+    Raises:
+        CoefficientError: If one is negative.
+    """
+    if min(coefficients) < 0:
+        raise CoefficientError(
+            f"{method} weighs what each model knows, so no coefficient may be negative: "
+            f"{list(coefficients)}. Give every model a `weight` of 0 or more."
+        )
 
 
 def per_model(value: OptionValue, num_models: int) -> tuple[float, ...]:

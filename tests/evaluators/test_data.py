@@ -20,7 +20,7 @@ from evaluators.data_check import canonical_digest, check_data
 from evaluators.data_fetch import fetch_benchmark
 from nan_merge.errors import ConfigError, DataError, OutputError
 from tests.benchmark_folders import write_bbh, write_ceval, write_csv, write_gsm8k, write_mmlu
-from tests.fake_hub import FakeHub, serve
+from tests.fake_hub import FakeHub
 
 
 def test_a_digest_depends_on_what_is_written_and_not_on_the_order_of_keys():
@@ -100,22 +100,6 @@ def test_real_data_is_whole(benchmark: str):
     report = check_data(benchmark, Path(folder) / benchmark)
     assert report.all_problems() == []
     assert report.is_known is True
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    from huggingface_hub import constants
-
-    root = tmp_path / "hub"
-    root.mkdir()
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
-    with serve(root) as fake:
-        monkeypatch.setattr(constants, "ENDPOINT", fake.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", fake.url + template)
-        yield fake
 
 
 def write_parquet(path: Path, rows: list[dict]) -> None:

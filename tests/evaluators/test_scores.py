@@ -4,7 +4,11 @@ import statistics
 
 import pytest
 
+from evaluators.answers import Answer
+from evaluators.language_scores import Outcome
 from evaluators.predictions import Prediction
+from evaluators.profiles import Verdict
+from evaluators.samples import Sample
 from evaluators.scores import score_accuracy, score_average, score_weighted
 
 
@@ -117,3 +121,11 @@ def test_the_error_of_a_weighted_mean_is_the_spread_of_many_draws():
     assert statistics.stdev(each.value for each in found) == pytest.approx(true, rel=0.05)
     squares = statistics.fmean(each.standard_error**2 for each in found)
     assert squares == pytest.approx(true**2, rel=0.05)
+
+
+def test_a_partly_right_answer_counts_for_its_credit():
+    sample = Sample("1", "1", "a", "", (), "?", (), (), "3")
+    answers = [Outcome(sample, Answer("1", "", "", "stop"), Verdict("3", False, 0.25))]
+    answers += [Outcome(sample, Answer("1", "", "", "stop"), Verdict("3", True))]
+    assert [each.credit for each in answers] == [0.25, 1.0]
+    assert score_accuracy("a", answers).value == 0.625

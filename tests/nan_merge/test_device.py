@@ -52,7 +52,7 @@ def test_the_manifest_says_where_each_file_was_computed(family: dict[str, str], 
 
 @pytest.mark.gpu
 @needs_cuda
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("name", sorted(n for n, row in METHODS.items() if row.reads is None))
 def test_cuda_agrees_with_the_cpu_to_one_rounding(
     family: dict[str, str], tmp_path: Path, name: str
 ):

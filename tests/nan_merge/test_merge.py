@@ -262,6 +262,34 @@ def test_two_attempts_at_one_file_do_not_disturb_each_other(
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
+def test_an_attempt_that_ends_after_the_merge_was_published_leaves_nothing_behind(
+    family: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    output, seen = tmp_path / "out", list[Task]()
+
+    def run_tasks(tasks: Sequence[Task]) -> list[Any]:
+        seen.extend(tasks)
+        return run_serially(tasks)
+
+    merge_checkpoint(recipe(family, **RECIPES["ties"]), output, run_tasks)
+    expected = contents(output)
+    for task in (task for task in seen if task.label != "merge"):
+        assert repr(run_serially([task]))
+        assert not staging_path(output).exists()
+
+    write = nan_merge.shard.write_bytes_atomically
+
+    def write_when_published(path: Path, content: bytes, **options: Any) -> None:
+        staging_path(output).rename(tmp_path / "published")
+        write(path, content, **options)
+
+    monkeypatch.setattr(nan_merge.shard, "write_bytes_atomically", write_when_published)
+    (staging_path(output) / ".journal").mkdir(parents=True)
+    run_serially([task for task in seen if task.label == "merge"])
+    assert not staging_path(output).exists()
+    assert contents(output) == expected
+
+
 def test_what_attempts_that_died_have_written_is_removed(family: dict[str, str], tmp_path: Path):
     spec = recipe(family, **RECIPES["ties"])
     output = tmp_path / "out"

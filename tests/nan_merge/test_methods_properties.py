@@ -104,6 +104,8 @@ def test_blocks_of_any_size_give_the_same_bytes(case: Case):
 @cases
 def test_one_model_with_coefficient_one_gives_that_model_back(case: Case):
     name, options = case[0], all_kept(case)
+    if name.startswith("iso_"):
+        pytest.skip("makes singular values equal, also those of one model")
     base, (tuned,) = draw((6, 20), 1)
     count = METHODS[name].fewest_models  # where two are needed, the same one twice
     weights = [1.0 / count] * count if METHODS[name].weights_sum_to_one else [1.0]
@@ -135,6 +137,8 @@ def test_the_order_of_models_does_not_matter(case: Case):
 @pytest.mark.parametrize("factor", [0.25, 8.0])
 def test_scaling_everything_scales_the_result(case: Case, factor: float):
     name, options = case
+    if name == "wudi":
+        pytest.skip("its steps have a length of their own")
     base, tuned = draw((6, 20), num_models(name, 3))
     weights = coefficients_of(name, len(tuned))
     merged = merge_whole(options_of(name, **options), base, tuned, weights)

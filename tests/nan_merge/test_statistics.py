@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from nan_merge.checkpoint import open_checkpoint
 from nan_merge.errors import CheckpointError
 from nan_merge.inner_products import WantedProducts, measure_norms
+from nan_merge.kernels.magnitudes import FINE_BITS
 from nan_merge.measure import measure
 from nan_merge.methods.ties import kept_rank
 from nan_merge.norms import sum_norms
 from nan_merge.plan import align, plan_merge
 from nan_merge.recipe import MergeRecipe
 from nan_merge.statistics import (
-    FINE_BITS,
     bits_to_float,
     count_magnitudes,
     find_rank,

@@ -130,14 +130,15 @@ def test_scalars_are_those_of_yaml_1_2(load, text, field, value):
             "models: [{modl: a}]\nmethod: average\n",
             [
                 "r.yaml:1:10: models.0.path: is missing, expected a value",
-                "r.yaml:1:11: models.0.modl: unknown key, expected one of path, name, weight",
+                "r.yaml:1:11: models.0.modl: unknown key, expected one of path, name, weight, "
+                "statistics",
             ],
         ),
         (
             GOOD + "coefficients: {lambada: 1}\n",
             [
                 "r.yaml:4:16: coefficients.lambada: unknown key, expected one of source, values, "
-                "target, scope, include, exclude, power, scale, lambda, zero_norm; "
+                "table, target, scope, include, exclude, power, scale, lambda, zero_norm; "
                 "did you mean 'lambda'?"
             ],
         ),
@@ -149,7 +150,7 @@ def test_scalars_are_those_of_yaml_1_2(load, text, field, value):
             GOOD + "coefficients: kurtosis\n",
             [
                 "r.yaml:4:1: coefficients.source: found 'kurtosis', expected 'nan', 'rms', "
-                "'variance', 'metagpt', 'uniform', 'matched' or 'fixed'"
+                "'variance', 'metagpt', 'uniform', 'matched', 'fixed' or 'table'"
             ],
         ),
         (

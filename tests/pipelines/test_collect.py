@@ -7,7 +7,8 @@ import pytest
 
 from evaluators.predictions import Prediction, write_predictions
 from nan_merge.errors import DataError
-from pipelines.collect import with_averages
+from nan_merge.recipe import MergeRecipe
+from pipelines.collect import merge_summary, with_averages
 from pipelines.evaluate import Candidate
 from pipelines.results import ResultRow, RunResults
 
@@ -85,3 +86,22 @@ def test_lost_predictions_are_named(results, candidates):
     (candidates[-1].predictions / "b.jsonl").unlink()
     with pytest.raises(DataError, match=r"TIES/b\.jsonl"):
         with_averages(results, candidates)
+
+
+def test_coefficients_by_tensor_are_kept_as_their_layers_means():
+    by_tensor = {"layers.10.b": 0.3, "layers.2.a": 0.1, "layers.2.b": 0.2, "head": 1.0}
+    manifest = {
+        "norms": {},
+        "alpha": {"m": 1.0},
+        "coefficients": {"m": by_tensor, "n": {"layers.2.a": 0.5}},
+        "scale": 1.0,
+    }
+    content = {"base": "b", "models": ["m", "n"], "method": "task_arithmetic"}
+    recipe = MergeRecipe.model_validate(content)
+    found = merge_summary("M", recipe, manifest, Path("checkpoints/m"))
+    assert [*found.layers] == ["head", "layers.2", "layers.10"]
+    assert found.layers["layers.2"] == {"m": pytest.approx(0.15), "n": 0.5}
+    assert found.layers["layers.10"] == {"m": 0.3}
+    assert (
+        merge_summary("M", recipe, manifest | {"coefficients": {"m": 0.3}}, Path("m")).layers == {}
+    )

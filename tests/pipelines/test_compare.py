@@ -107,6 +107,8 @@ def test_files_and_json_hold_everything(run: Path, tmp_path: Path):
     assert printed["models"][3]["benchmarks"]["a"]["value"] == 0.25
     assert len((output / "flips.jsonl").read_text().splitlines()) == 40  # 30 of them Individual
     assert "| TIES |" in (output / "comparison.md").read_text()
+    page = (output / "comparison.html").read_text(encoding="utf-8")
+    assert '<th scope="row">TIES</th>' in page and str(run) in page
 
 
 def test_the_same_seed_gives_the_same_numbers(run: Path):

@@ -81,8 +81,9 @@ def benchmarks(work: Path, workers: Here, clip: str = "clip0") -> list[ImageBenc
 
 
 def heads_of(found: list[ImageBenchmark]) -> str:
-    (path,) = {benchmark.heads_path for benchmark in found}
-    return path
+    """Of the first benchmark; each has a file of its own."""
+    assert len({benchmark.heads_path for benchmark in found}) == len(found)
+    return found[0].heads_path
 
 
 def test_heads_are_made_once_and_of_the_content_of_the_clip(work, workers):
@@ -168,3 +169,30 @@ def test_predictions_know_their_source(work, workers):
         assert len({each.cluster_id for each in predictions}) == 7
         assert all(each.cluster_id == sample_cluster(each.sample_id) for each in predictions)
         assert scores["tower", name].num_samples == 500
+
+
+@pytest.mark.parametrize("models_at_once", [1, 2, 5])
+def test_models_that_share_a_pass_answer_as_alone(work, workers, models_at_once):
+    found = benchmarks(work, workers)
+    towers = {"first": work / "tower", "second": work / "other", "third": work / "third"}
+    for seed, folder in enumerate(list(towers.values())[1:], start=5):
+        save_image_tower(build_clip("nan-merge-mini", seed=seed).tower, folder)
+    alone = {
+        name: evaluate_candidates(
+            [Candidate(name, folder, work / "alone" / name)], found, 250, workers
+        )
+        for name, folder in towers.items()
+    }
+    # One of them has a part already: it does not share a pass with the others.
+    Path(work / "together").mkdir()
+    shutil.copytree(work / "alone" / "third", work / "together" / "third")
+    (work / "together" / "third" / "style.jsonl").unlink()
+    workers.scored.clear()
+    candidates = [Candidate(name, path, work / "together" / name) for name, path in towers.items()]
+    together = evaluate_candidates(candidates, found, 250, workers, models_at_once=models_at_once)
+    assert len(workers.scored) == (4 if models_at_once > 1 else 8) + 2
+    for name in towers:
+        for benchmark in NAMES:
+            assert together[name, benchmark] == alone[name][name, benchmark]
+            files = [work / each / name / f"{benchmark}.jsonl" for each in ("alone", "together")]
+            assert files[0].read_bytes() == files[1].read_bytes()

@@ -163,7 +163,7 @@ def test_samples_that_a_search_saw_decide_nothing(run: Path):
     assert common_dev_share([*models, find_models(run)[0]]) == 0.3
     seen = dev_part(0.3)
     found = AnswerReader().read(models[0], "a", 0.3)
-    assert 600 < len(found.sample_ids) < 800 and len(found.answers) == len(found.right)
+    assert 600 < len(found.sample_ids) < 800 and len(found.answers) == len(found.credits)
     assert not any(seen(cluster) for cluster in found.split_by)
 
 

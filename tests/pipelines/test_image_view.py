@@ -67,14 +67,23 @@ def test_records_without_a_description_say_how_to_renew_them(run: Path):
 
 
 def test_a_finished_run_keeps_its_comparison(run: Path):
-    found = compare_finished_run(run)
+    found = compare_finished_run(run, ["TA", "TIES"])
     assert found is not None and found.baseline == "TA"
     assert (run / "comparison.json").is_file() and (run / "flips.jsonl").is_file()
 
 
 def test_a_run_that_cannot_be_compared_is_done_all_the_same(run: Path, tmp_path: Path, caplog):
     (run / "predictions" / "TIES" / "a.jsonl").unlink()
-    assert compare_finished_run(run) is None
+    assert compare_finished_run(run, ["TA", "TIES"]) is None
     assert "TIES on a was never finished" in caplog.text
-    assert compare_finished_run(write_image_run(tmp_path / "one", {"TA": {"a": "10"}})) is None
-    assert compare_finished_run(tmp_path) is None
+    one = write_image_run(tmp_path / "one", {"TA": {"a": "10"}})
+    assert compare_finished_run(one, ["TA"]) is None
+    assert compare_finished_run(tmp_path, ["TA"]) is None
+
+
+def test_only_the_models_shown_are_compared_and_very_many_are_not(tmp_path: Path):
+    answers = {name: {"a": "1010"} for name in ("TA", "TIES", "DARE", "DELLA")}
+    found = compare_finished_run(write_image_run(tmp_path / "run", answers), ["DARE"])
+    assert found is not None
+    assert [model.model for model in found.models] == ["TA", "DARE"]
+    assert compare_finished_run(tmp_path / "run", [f"m{place}" for place in range(41)]) is None

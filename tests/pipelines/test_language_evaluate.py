@@ -6,76 +6,41 @@ import csv
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from evaluators.torchvision_repair import repair
-from nan_merge.errors import CheckpointError, ConfigError, DataError, EvaluationError
+from nan_merge.errors import ConfigError, DataError
 from pipelines import language_command
 from pipelines.cli import app
 from pipelines.language_benchmarks import open_benchmark
-from pipelines.language_command import evaluate_command, rescore_command
-from pipelines.language_config import BackendSpec, BenchmarkSpec
-from pipelines.language_evaluate import LanguageCandidate, answer_benchmarks
+from pipelines.language_command import rescore_command
+from pipelines.language_config import BenchmarkSpec
 from pipelines.language_records import find_records
-from tests.benchmark_folders import write_gsm8k, write_mmlu
-from tests.language_checkpoints import make_tiny_llama
+from tests.language_evaluations import (
+    Here,
+    Killed,
+    ask,
+    copy_work,
+    evaluate,
+    gsm8k,
+    make_work,
+    silent_console,
+)
 
 repair()
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 
-TRANSFORMERS = BackendSpec(name="transformers", dtype="float32", device="cpu")
-
-
-class Killed(BaseException):
-    """The process ended here."""
-
-
-class Here:
-    """Workers that work in this process, count, and can be killed."""
-
-    def __init__(self, *_: object) -> None:
-        self.loaded: list[str] = []
-        self.asked: list[str] = []
-        self.killed_after = 1_000_000
-
-    def __enter__(self) -> Here:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def serve_models(self, stage, jobs, on_result, samples_of):
-        for job in jobs:
-            self.loaded.append(job.label)
-            model = job.load(*job.arguments)
-            for item in job.items:
-                answers = job.work(model, item)
-                if len(self.asked) + samples_of(item) > self.killed_after:
-                    raise Killed
-                self.asked += [answer.sample_id for answer in answers]
-                on_result(job, item, answers)
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    make_tiny_llama(folder / "model")
-    write_mmlu(folder / "data" / "mmlu", 1)
-    write_gsm8k(folder / "data" / "gsm8k", 6)
-    return folder
+    return make_work(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
 def work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("NAN_MERGE_CACHE", str(tmp_path / "hashes"))
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.delenv("NAN_MERGE_DATA", raising=False)
-    return Path(shutil.copytree(made, tmp_path / "work"))
+    return copy_work(made, tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -94,29 +59,6 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         language_evaluate, "language_shards", lambda *a, **k: real(*a, **k, num_samples=2)
     )
-
-
-def gsm8k(**more: object) -> BenchmarkSpec:
-    return BenchmarkSpec.model_validate({"name": "gsm8k", "max_tokens": 8, **more})
-
-
-def ask(work: Path, workers: Here, folder: str, *specs: BenchmarkSpec):
-    benchmarks = [open_benchmark(spec, work / "data") for spec in specs]
-    candidate = LanguageCandidate("tiny", str(work / "model"), work / folder)
-    return answer_benchmarks([candidate], benchmarks, TRANSFORMERS.options(), workers)  # type: ignore[arg-type]
-
-
-def evaluate(work: Path, *specs: BenchmarkSpec, model: str = "model"):
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    scored = evaluate_command(
-        str(work / model),
-        specs,
-        TRANSFORMERS,
-        console,
-        data=work / "data",
-        output=work / "out",
-    )
-    return SimpleNamespace(scored=scored, text=console.export_text())
 
 
 def test_a_model_is_loaded_once_for_all_benchmarks_and_asked_nothing_twice(work, workers):
@@ -230,65 +172,6 @@ def test_unknown_names_are_told_with_what_is_near(work, workers, spec, message):
         evaluate(work, BenchmarkSpec.model_validate(spec))
 
 
-def test_a_model_without_a_chat_template_is_told_so_and_can_be_asked_without(work, workers):
-    make_tiny_llama(work / "plain", chat=False)
-    spec = {"name": "mmlu", "profile": "oc-gen-5shot", "limit": 1, "max_tokens": 2}
-    with pytest.raises(EvaluationError, match=r"has no chat template.*--no-chat-template"):
-        evaluate(work, BenchmarkSpec.model_validate(spec), model="plain")
-    assert workers.loaded == []
-    spec["chat_template"] = False
-    found = evaluate(work, BenchmarkSpec.model_validate(spec), model="plain")
-    assert found.scored[0].scores.micro.num_samples == 57
-
-
-def test_a_model_without_a_tokenizer_is_told_so_before_it_is_loaded(work, workers):
-    for path in (work / "model").glob("tokenizer*"):
-        path.unlink()
-    with pytest.raises(CheckpointError, match=r"its tokenizer cannot be loaded.*Copy the tok"):
-        evaluate(work, gsm8k())
-    assert workers.loaded == []
-
-
-def damage(folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(folder / "model.safetensors")
-    tensors["model.norm.weight"].fill_(float("nan"))
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def test_choices_of_a_model_whose_logits_are_not_numbers_are_abstentions(work, workers):
-    damage(work / "model")
-    found = evaluate(work, BenchmarkSpec(name="mmlu"))
-    assert found.scored[0].scores.abstain_rate == 1.0
-    assert found.scored[0].scores.micro.value == 0
-    assert "57 samples have no answer at all" in found.text
-    line = next(line for line in found.text.splitlines() if "mmlu oc-ppl (compat)" in line)
-    assert line.split()[-2:] == ["100.0", "0.0"]
-    shown = CliRunner().invoke(app, ["predictions", "show", str(work / "out"), "--limit", "1"])
-    assert "log-probabilities: A not a number" in shown.output
-    assert "extracted: (none found: an abstention)" in shown.output
-
-
-def test_an_answer_of_logits_that_are_not_numbers_is_an_error_that_names_the_model(
-    work, workers, few
-):
-    damage(work / "model")
-    with pytest.raises(EvaluationError) as error:
-        evaluate(work, BenchmarkSpec(name="mmlu"), gsm8k())
-    assert str(error.value).startswith(
-        f"{work / 'model'}, gsm8k/qwen25-math-cot, shard 0: The model's logits are not numbers"
-    )
-    assert len(workers.asked) == 57  # what was answered before is kept
-
-
-def test_a_tokenizer_without_a_pad_token_gives_the_same_scores(work, workers):
-    make_tiny_llama(work / "bare", pad=False)
-    specs = (BenchmarkSpec(name="mmlu", limit=1), gsm8k())
-    one, other = evaluate(work, *specs).scored, evaluate(work, *specs, model="bare").scored
-    assert [each.scores for each in one] == [each.scores for each in other]
-
-
 def test_a_score_of_one_sample_has_an_unknown_error(work, workers):
     found = evaluate(work, BenchmarkSpec(name="mmlu"), gsm8k(limit=1))
     scores = json.loads((work / "out" / "scores.json").read_text())
@@ -329,24 +212,6 @@ def test_mistakes_on_the_command_line_are_told(work, arguments, message):
     assert message in " ".join(result.output.split())
 
 
-def test_a_context_that_is_too_short_drops_shots_and_says_so(work, workers):
-    make_tiny_llama(work / "short", length=400)
-    found = evaluate(work, BenchmarkSpec(name="mmlu", limit=1), model="short")
-    assert found.scored[0].scores.num_dropped_shots > 57
-    assert "solved examples were left out" in found.text
-    assert found.scored[0].scores.num_missing == 0
-
-
-@pytest.mark.parametrize("name", ["mmlu", "gsm8k"])
-def test_prompts_that_do_not_fit_at_all_are_counted_as_wrong_and_told(work, workers, name):
-    make_tiny_llama(work / "short", length=12)
-    found = evaluate(work, BenchmarkSpec(name=name, limit=1), model="short")
-    scores = found.scored[0].scores
-    assert scores.num_missing == scores.micro.num_samples
-    assert (scores.micro.value, scores.abstain_rate) == (0, 1)
-    assert f"{scores.num_missing} samples have no answer at all and count as wrong" in found.text
-
-
 def test_an_empty_completion_is_a_counted_abstention(work, workers, monkeypatch):
     evaluate(work, gsm8k())
     (record,) = find_records(work / "out")
@@ -356,7 +221,7 @@ def test_an_empty_completion_is_a_counted_abstention(work, workers, monkeypatch)
         row |= {"completion": "7", "finish_reason": "length", "num_tokens": 8}
     rows[0] |= {"completion": "", "finish_reason": "stop", "num_tokens": 1}
     record.path.write_text("\n".join([header, *map(json.dumps, rows)]) + "\n")
-    (strict, *_) = rescore_command(work / "out", None, Console(file=open("/dev/null", "w")))  # noqa: SIM115, PTH123
+    (strict, *_) = rescore_command(work / "out", None, silent_console())
     assert strict.scores.abstain_rate == 1 / 6
     assert strict.scores.truncation_rate == 5 / 6
 
@@ -392,7 +257,7 @@ def test_rescoring_refuses_data_that_has_changed(work, workers):
     with path.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     with pytest.raises(DataError, match="its content has changed"):
-        rescore_command(work / "out", None, Console(file=open("/dev/null", "w")))  # noqa: SIM115, PTH123
+        rescore_command(work / "out", None, silent_console())
 
 
 def test_predictions_are_shown_as_a_person_would_read_them(work, workers):
@@ -461,6 +326,6 @@ def test_verifying_data_names_what_is_not_as_published(work, monkeypatch):
     assert "gsm8k 1 6 1,319" in text
     assert "test.jsonl: has 6 questions, 1319 are published" in text
     result = CliRunner().invoke(app, ["data", "verify", str(work / "model")])
-    assert "holds no folder of a benchmark (mmlu, ceval, bbh, gsm8k)" in " ".join(
+    assert "holds no folder of a benchmark (mmlu, ceval, bbh, gsm8k, SUN397," in " ".join(
         result.output.split()
     )

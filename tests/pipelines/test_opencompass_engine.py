@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from evaluators import opencompass
@@ -32,31 +31,14 @@ from pipelines.opencompass_engine import check_opencompass
 from pipelines.opencompass_profiles import for_opencompass
 from pipelines.preflight import check_run
 from pipelines.run import RunModels
-from tests.benchmark_folders import write_gsm8k, write_mmlu
 from tests.fake_opencompass import FakeOpenCompass
-from tests.language_checkpoints import make_tiny_llama
+from tests.language_evaluations import Here, make_work, set_environment, silent_console
 
 repair()
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 MMLU = {"name": "mmlu", "subsets": ("anatomy", "virology")}
 GSM8K = {"name": "gsm8k", "limit": 3}
-
-
-class Here:
-    """Workers that work in this process."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __enter__(self) -> Here:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def run_tasks(self, _name, tasks, _stage):
-        return [task.function(*task.arguments) for task in tasks]
 
 
 class Server:
@@ -81,11 +63,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    make_tiny_llama(folder / "model")
-    write_mmlu(folder / "data" / "mmlu", 4)
-    write_gsm8k(folder / "data" / "gsm8k", 6)
-    return folder
+    return make_work(tmp_path_factory.mktemp("made"), questions=4)
 
 
 @pytest.fixture
@@ -101,14 +79,12 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
     monkeypatch.setattr(opencompass, "_POLL_SECONDS", 0.05)
     monkeypatch.setattr(language_command, "Workers", Here)
     monkeypatch.setattr(language_command, "require", lambda _: None)
-    monkeypatch.setenv("NAN_MERGE_CACHE", str(tmp_path / "hashes"))
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.delenv("NAN_MERGE_DATA", raising=False)
+    set_environment(tmp_path, monkeypatch)
     return started
 
 
 def evaluate(made: Path, fake: FakeOpenCompass, out: Path, *specs: dict, **engine: object) -> str:
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console = silent_console()
     evaluate_command(
         str(made / "model"),
         [BenchmarkSpec.model_validate(spec) for spec in specs],
@@ -138,7 +114,7 @@ def test_its_verdicts_stand_in_our_tables_under_a_name_of_their_own(made, fake, 
         "virology": 0.75,
     }
     # The same again by what is on the disk alone.
-    again = rescore_command(out, None, Console(file=open("/dev/null", "w")))  # noqa: SIM115, PTH123
+    again = rescore_command(out, None, silent_console())
     assert [each.as_json() for each in again] == [gsm8k, mmlu]
     shown = CliRunner().invoke(app, ["predictions", "show", str(out), "--sample", "anatomy/3"])
     assert "anatomy/3: wrong" in shown.output and "Question 3?" in shown.output

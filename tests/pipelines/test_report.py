@@ -8,7 +8,11 @@ import pytest
 
 from nan_merge.errors import MissingExtraError
 from pipelines import report
+from pipelines.pages import render
+from pipelines.table import results_sheet
 
+TEXTS = ("title", "summary", "differences_svg", "notes")
+SHEETS = ("summary_sheet", "by_benchmark", "sources")
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
@@ -69,6 +73,14 @@ def test_names_are_text_and_never_markup(results, tmp_path):
     assert {"b", "i", "script"} & set(page.tags) == set()
     assert 'A <b>bold</b> & "quoted" $x$ 🐙 name' in page.texts
     assert "</pre><i>" in page.texts
+
+
+def test_what_one_types_is_set_as_code_and_stays_text(tiny):
+    sheet = replace(results_sheet(tiny), caption="type `a <b>` & go")
+    text = render(
+        "comparison.html.jinja", **dict.fromkeys(TEXTS, ""), **dict.fromkeys(SHEETS, sheet)
+    )
+    assert "type <code>a &lt;b&gt;</code> &amp; go" in text
 
 
 def test_the_page_tells_failures_facts_configuration_and_limits(results, tmp_path):

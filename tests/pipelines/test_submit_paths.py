@@ -43,6 +43,19 @@ def test_relative_paths_are_taken_from_the_storage_and_others_stay():
     assert str(placed.cache) == "/shared/me/runs/cache"
 
 
+def test_the_data_of_image_sets_and_a_clip_by_name():
+    run = own_models(clip="open_clip://ViT-B-32-quickgelu/openai", models=["org/b"], base=None)
+    changed = run.model_dump(mode="json", exclude_unset=True)
+    changed["evaluate"] = {"benchmarks": ["SUN397"], "data": "data"}
+    run = RunConfig.model_validate(changed)
+    with pytest.raises(ConfigError, match=r"evaluate\.data: data"):
+        place_paths(run, None)
+    placed = place_paths(run, "/shared")
+    assert placed.clip == "open_clip://ViT-B-32-quickgelu/openai"
+    assert str(placed.evaluate.data) == "/shared/data"
+    assert placed.evaluate.benchmarks == ("SUN397",)
+
+
 @pytest.mark.parametrize(
     ("uri", "there"),
     [

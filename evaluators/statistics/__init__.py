@@ -1,0 +1,1 @@
+"""Statistics of models that data gives: Gram matrices for RegMean, Fisher diagonals."""
