@@ -117,7 +117,7 @@ def test_errors_are_over_sources_and_differences_are_paired(first_run: tuple[Pat
     lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
     assert len({line["cluster_id"] for line in lines}) == 28
     assert "over the test set's sources" in " ".join(output.split())
-    assert list((folder / "cache" / "heads").glob("heads-*.safetensors"))
+    assert list((folder / "cache" / "heads").rglob("*.safetensors"))
 
 
 def test_coefficients_of_nan_sum_to_half_the_number_of_models(first_run: tuple[Path, str]):
