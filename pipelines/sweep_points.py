@@ -85,7 +85,13 @@ class PointMaker:
                 f"{entry.name}: models: there is no model {unknown!r}, have {', '.join(names)}"
                 f"{did_you_mean(unknown, names)}"
             )
-        content = entry.model_dump(mode="json", by_alias=True, exclude={"name", "models"})
+        if entry.adamerging is not None:
+            raise ConfigError(
+                f"{entry.name}: adamerging: a sweep learns no coefficients. Put this merge under "
+                "`merges`."
+            )
+        apart = {"name", "models", "adamerging"}
+        content = entry.model_dump(mode="json", by_alias=True, exclude=apart)
         content |= {"models": list(entry.models or names), "base": "base"}
         _checked(MergeRecipe, content, entry.name)
 
