@@ -17,6 +17,7 @@ from pydantic import Field
 from evaluators.image_sets import load_image_set
 from evaluators.statistics.causal import TextGatherRecipe, gather_causal_statistics, read_texts
 from evaluators.statistics.images import gather_image_statistics
+from evaluators.training.causal import CausalRecipe
 from evaluators.training.exercises import Exercise, make_exercises
 from nan_merge.config_messages import did_you_mean
 from nan_merge.data_statistics import CALLED, open_data_statistics
@@ -181,10 +182,10 @@ def _image_tasks(config: RunConfig) -> tuple[str, ...]:
 
 
 def _texts_of(config: RunConfig, name: str) -> _Source:
+    trained = config.fine_tunes.models if config.fine_tunes is not None else {}
     if name in config.statistics.texts:
         texts = read_texts(config.statistics.texts[name])
-    elif config.fine_tunes is not None and name in config.fine_tunes.models:
-        recipe = config.fine_tunes.models[name]
+    elif isinstance(recipe := trained.get(name), CausalRecipe):
         texts = make_exercises(recipe.exercises, recipe.num_exercises, config.seed)
     else:
         raise ConfigError(

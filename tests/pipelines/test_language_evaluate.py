@@ -326,7 +326,5 @@ def test_verifying_data_names_what_is_not_as_published(work, monkeypatch):
     assert "gsm8k 1 6 1,319" in text
     assert "test.jsonl: has 6 questions, 1319 are published" in text
     result = CliRunner().invoke(app, ["data", "verify", str(work / "model")])
-    assert (
-        "holds no folder of a benchmark (mmlu, ceval, bbh, gsm8k, mathvista, wemath, ai2d, geoqa, SUN397,"
-        in " ".join(result.output.split())
-    )
+    text = " ".join(result.output.split())
+    assert "holds no folder of a benchmark (mmlu, ceval, bbh, gsm8k, mathvista, wemath," in text
