@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.scaling_model import Cluster, Stage, Work
-from nan_merge.plan import AlignedTensor, ShardPlan, pack_shards
+from nan_merge.layout import AlignedTensor, ShardPlan, pack_shards
 from nan_merge.safetensors_file import TensorInfo
 
 SHARD_BYTES = 1_000_000_000  # the recipe's default

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
+from nan_merge.layout import AlignedTensor
 from nan_merge.lazy_torch import torch
 from nan_merge.methods.method import Unit
-from nan_merge.plan import AlignedTensor
 from nan_merge.workers import current_reader, scratch
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import numpy as np
 
 from nan_merge.blocks import Chunk, cut
 from nan_merge.dtypes import DType
+from nan_merge.layout import AlignedTensor
 from nan_merge.measured import Measured, context_of, method_of
-from nan_merge.plan import AlignedTensor
 from nan_merge.random import stream_keys
 from nan_merge.raw_runs import RAW_RUN_ELEMENTS, RawRun, kernel_scratch, raw_runs, run_raw
 from nan_merge.recipe import MergeRecipe

@@ -8,10 +8,11 @@ from functools import partial
 from nan_merge.blocks import cut
 from nan_merge.fingerprint import remembered_fingerprint
 from nan_merge.inner_products import NO_PRODUCTS
+from nan_merge.layout import AlignedTensor, ShardPlan
 from nan_merge.lora_tensor import PRODUCT_ELEMENTS, LoraTensor
 from nan_merge.measure import all_wanted_products, merged_groups
 from nan_merge.measured import is_compiled, method_of, needs
-from nan_merge.plan import AlignedTensor, MergePlan, ShardPlan
+from nan_merge.plan import MergePlan
 from nan_merge.raw_runs import RAW_RUN_ELEMENTS
 from nan_merge.row_mapped import RowMappedTensor
 from nan_merge.safetensors_file import MAX_REMEMBERED_BYTES, TensorInfo

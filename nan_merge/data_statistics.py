@@ -28,7 +28,7 @@ from nan_merge.safetensors_file import TensorInfo
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nan_merge.plan import AlignedTensor
+    from nan_merge.layout import AlignedTensor
     from nan_merge.recipe import MergeRecipe
 
 STATISTICS_NAME = "statistics.json"

@@ -23,9 +23,10 @@ from nan_merge.aligned import aligned_empty
 from nan_merge.cost import Pass, list_passes
 from nan_merge.dtypes import from_float32
 from nan_merge.errors import NanMergeError
+from nan_merge.layout import AlignedTensor
 from nan_merge.measure import measure, merged_groups
 from nan_merge.measured import method_of
-from nan_merge.plan import AlignedTensor, MergePlan, plan_merge
+from nan_merge.plan import MergePlan, plan_merge
 from nan_merge.publish import staging_path
 from nan_merge.recipe import CoefficientSpec, MergeRecipe
 from nan_merge.safetensors_file import make_header

@@ -16,10 +16,10 @@ import numpy as np
 from nan_merge.blocks import Chunk, cut
 from nan_merge.dtypes import finite
 from nan_merge.errors import CheckpointError
+from nan_merge.layout import AlignedTensor
 from nan_merge.lora_tensor import lora_inner_products
 from nan_merge.methods.method import TensorNorms
 from nan_merge.norms import Matrix, sum_norms
-from nan_merge.plan import AlignedTensor
 from nan_merge.raw_runs import kernel_scratch, raw_runs, run_raw
 from nan_merge.safetensors_file import BlockReader
 

@@ -16,10 +16,11 @@ from nan_merge.blocks import Chunk, Run, cut
 from nan_merge.checkpoint import Checkpoint, layer_of
 from nan_merge.errors import CheckpointError, IncompatibleError
 from nan_merge.inspected import Inspection, Moments, Part
+from nan_merge.layout import AlignedTensor
 from nan_merge.lazy_torch import torch
 from nan_merge.missing import find_problems
 from nan_merge.model_reference import open_model
-from nan_merge.plan import AlignedTensor, align, list_problems
+from nan_merge.plan import align, list_problems
 from nan_merge.problems import Problems, as_one, attempt, match_each
 from nan_merge.workers import run_chunks
 

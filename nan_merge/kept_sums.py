@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nan_merge.blocks import Chunk, cut
-from nan_merge.plan import AlignedTensor
+from nan_merge.layout import AlignedTensor
 from nan_merge.random import stream_keys
 from nan_merge.raw_runs import kernel_scratch, raw_runs, run_raw
 

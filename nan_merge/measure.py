@@ -13,12 +13,13 @@ from nan_merge.coefficients import compute_coefficients
 from nan_merge.compiled_merge import count_signs
 from nan_merge.inner_products import ALL_PRODUCTS, NO_PRODUCTS, WantedProducts, measure_norms
 from nan_merge.kept_sums import Drop, measure_kept_sums
+from nan_merge.layout import AlignedTensor
 from nan_merge.measured import Measured, needs
 from nan_merge.methods import TensorNorms
 from nan_merge.methods.dare import rescale_of
 from nan_merge.methods.method import Dialect, per_model
 from nan_merge.norms import sum_norms
-from nan_merge.plan import AlignedTensor, MergePlan
+from nan_merge.plan import MergePlan
 from nan_merge.recipe import CoefficientSpec, MergeRecipe
 from nan_merge.shares import SHARES
 from nan_merge.statistics import Trim, count_magnitudes, select_thresholds, tensor_thresholds

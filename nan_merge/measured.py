@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nan_merge.coefficient_table import CoefficientTable
+from nan_merge.layout import AlignedTensor
 from nan_merge.methods import METHODS, Context, MergeMethod, TensorNorms
 from nan_merge.methods.method import Statistic
-from nan_merge.plan import AlignedTensor
 from nan_merge.recipe import MergeRecipe
 from nan_merge.safetensors_file import TensorInfo
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from nan_merge.checkpoint import Checkpoint
 from nan_merge.errors import OutputError
+from nan_merge.layout import AlignedTensor
 from nan_merge.lora_tensor import LoraTensor
 from nan_merge.manifest import MANIFEST_NAME, is_whole, read_manifest
 from nan_merge.methods import METHODS
 from nan_merge.object_output import find_result, local_copy
-from nan_merge.plan import AlignedTensor, MergePlan, check_disk, find_plan
+from nan_merge.plan import MergePlan, check_disk, find_plan
 from nan_merge.problems import (
     as_one,
     attempt,

@@ -27,7 +27,7 @@ from nan_merge.vocabulary import VOCABULARY_NAMES, Matched, match_vocabularies
 
 if TYPE_CHECKING:
     from nan_merge.coefficient_table import CoefficientTable
-    from nan_merge.plan import AlignedTensor
+    from nan_merge.layout import AlignedTensor
 
 Problems = list[NanMergeError]
 Result = TypeVar("Result")

@@ -17,7 +17,7 @@ from nan_merge.naming import family_of, is_original_llava, read_config
 from nan_merge.publish import write_text_atomically
 
 if TYPE_CHECKING:
-    from nan_merge.plan import AlignedTensor
+    from nan_merge.layout import AlignedTensor
 
 
 def check_config(

@@ -28,9 +28,9 @@ from nan_merge.compiled_merge import merge_run, prepare
 from nan_merge.device import chosen_device
 from nan_merge.dtypes import DType, finite
 from nan_merge.errors import CheckpointError, IncompatibleError
+from nan_merge.layout import AlignedTensor, ShardPlan
 from nan_merge.lazy_torch import torch
 from nan_merge.measured import Measured, is_compiled, method_of
-from nan_merge.plan import AlignedTensor, ShardPlan
 from nan_merge.publish import (
     explain_write_errors,
     partial_path,

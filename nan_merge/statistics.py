@@ -15,9 +15,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from nan_merge.blocks import Chunk, cut
+from nan_merge.layout import AlignedTensor
 from nan_merge.methods.method import Dialect
 from nan_merge.methods.ties import kept_rank
-from nan_merge.plan import AlignedTensor
 from nan_merge.raw_runs import kernel_scratch, raw_runs, run_raw
 
 Reduced = TypeVar("Reduced")
