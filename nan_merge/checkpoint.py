@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nan_merge.errors import CheckpointError
 from nan_merge.hub import resolve_folder
 from nan_merge.naming import hub_names, read_config
 from nan_merge.pickled import PICKLED_SUFFIXES, convert_pickled, pickled_files
 from nan_merge.safetensors_file import TensorInfo, read_header
+from nan_merge.weight_index import indexed_files
 
 INDEX_NAME = "model.safetensors.index.json"
 # In the layout of transformers and in that of open_clip; a folder that has both is the former.
@@ -98,7 +97,7 @@ def _single_file(path: Path) -> Path:
 def _weight_files(folder: Path) -> tuple[Path, ...]:
     index = folder / INDEX_NAME
     if index.is_file():
-        return tuple(_indexed_files(folder, index))
+        return indexed_files(index, ".safetensors")
     for name in WHOLE_MODELS:
         if (folder / name).is_file():
             return (folder / name,)
@@ -108,28 +107,6 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     if pickled := pickled_files(folder):
         return tuple(convert_pickled(file) for file in pickled)
     raise CheckpointError(f"{folder} holds no *.safetensors file. Is it the right folder?")
-
-
-def _indexed_files(folder: Path, index: Path) -> list[Path]:
-    try:
-        names: set[Any] = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is damaged: it has no `weight_map`.") from error
-    for name in names:
-        # A checkpoint's files lie in its folder; `../x` or `/x` would read somewhere else.
-        if (
-            not isinstance(name, str)
-            or Path(name).name != name
-            or not name.endswith(".safetensors")
-        ):
-            raise CheckpointError(f"{index} names {name!r}, which is no file of this folder.")
-    missing = sorted(name for name in names if not (folder / name).is_file())
-    if missing:
-        raise CheckpointError(
-            f"{folder} is incomplete: {len(missing)} of {len(names)} files that {INDEX_NAME} names "
-            f"are missing, the first is {missing[0]}. Download it again."
-        )
-    return [folder / name for name in sorted(names)]
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:

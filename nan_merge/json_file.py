@@ -23,7 +23,7 @@ def read_json_table(path: Path, mend: str) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}: {error.strerror or error}. {mend}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: it is no JSON ({error}). {mend}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: it holds no JSON table. {mend}")

@@ -6,7 +6,6 @@ containers, and stops at the first name that it does not know, without importing
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
@@ -21,6 +20,7 @@ from nan_merge.errors import CheckpointError
 from nan_merge.lazy_torch import torch
 from nan_merge.publish import explain_write_errors, partial_path, sync_path
 from nan_merge.safetensors_file import make_header
+from nan_merge.weight_index import indexed_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ def pickled_files(folder: Path) -> tuple[Path, ...]:
     """
     index = folder / PICKLED_INDEX
     if index.is_file():
-        return _indexed_files(folder, index)
+        return indexed_files(index, ".bin")
     for name in WHOLE_PICKLES:
         if (folder / name).is_file():
             return (folder / name,)
@@ -103,24 +103,6 @@ def _version(path: Path) -> str:
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from error
     return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
-
-
-def _indexed_files(folder: Path, index: Path) -> tuple[Path, ...]:
-    try:
-        names: set[Any] = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is damaged: it has no `weight_map`.") from error
-    for name in names:
-        # As in a safetensors index: `../x` or `/x` would read somewhere else.
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".bin"):
-            raise CheckpointError(f"{index} names {name!r}, which is no file of this folder.")
-    missing = sorted(name for name in names if not (folder / name).is_file())
-    if missing:
-        raise CheckpointError(
-            f"{folder} is incomplete: {len(missing)} of {len(names)} files that {PICKLED_INDEX} "
-            f"names are missing, the first is {missing[0]}. Download it again."
-        )
-    return tuple(folder / name for name in sorted(names))
 
 
 def _load_state_dict(path: Path) -> dict[str, Tensor]:

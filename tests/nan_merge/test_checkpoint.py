@@ -48,7 +48,14 @@ def test_a_sharded_checkpoint_is_one_model(tmp_path: Path):
 def test_an_index_may_not_point_outside_its_folder(tmp_path: Path, name: object):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": name}}))
-    with pytest.raises(CheckpointError, match="no file of this folder"):
+    with pytest.raises(CheckpointError, match=r"no file of this folder\. Download or save"):
+        open_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": 3}', "[" * 100_000])
+def test_a_damaged_index_is_named_with_its_mend(tmp_path: Path, content: str):
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"index\.json is damaged: .*Download or save"):
         open_checkpoint(str(tmp_path))
 
 
