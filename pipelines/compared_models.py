@@ -204,7 +204,8 @@ def pick(models: Sequence[KeptModel], name: str, place: str) -> KeptModel:
             return model
     names = [model.name for model in models]
     raise ConfigError(
-        f"{place} has no model {name!r}{did_you_mean(name, names)}; it has {', '.join(names)}."
+        f"{place} has no model {name!r}{did_you_mean(name, names) or '.'} It has "
+        f"{', '.join(names)}."
     )
 
 
