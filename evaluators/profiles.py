@@ -71,6 +71,21 @@ class Judged(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class ProblemScore:
+    """What several answers to the samples of one problem are worth together.
+
+    Attributes:
+        cluster_id: The problem.
+        finding: What they show, e.g. "IG".
+        credit: Share of the full score, in [0, 1].
+    """
+
+    cluster_id: str
+    finding: str
+    credit: float
+
+
 Scorer = Callable[[Sample, Answer], Verdict]
 ScorerName = Literal["compat", "strict"]
 
@@ -98,6 +113,8 @@ class Profile:
             applied, and only there.
         prefix_of: Samples with an equal prefix are computed one after the other.
         measures: Scores of its own, by name, besides averages of what was answered right.
+        problem_scores: Those of its own scores that are means over problems, by name, each as its
+            problems' credits: what two models can be paired by.
     """
 
     benchmark: str
@@ -113,3 +130,4 @@ class Profile:
     user_turn_end: str = ""
     prefix_of: Callable[[Sample], str] = lambda sample: sample.subset
     measures: Callable[[Sequence[Judged]], dict[str, Score]] | None = None
+    problem_scores: Callable[[Sequence[Judged]], dict[str, list[ProblemScore]]] | None = None

@@ -46,8 +46,10 @@ def sweep(
                 "is for `nan-merge run`."
             )
         if only_list:
+            from pipelines.sweep import refuse_unknown_objective
             from pipelines.sweep_search import listed
 
+            refuse_unknown_objective(checked, checked.sweep)
             for line in listed(checked):
                 typer.echo(line)
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,7 @@ class ComparedModel:
         mean_rank: Over benchmarks, 1 is best, among the models that are ranked; None if it is not.
         normalised: Mean over benchmarks of the share of the individual model's score that it
             reaches; None if there is none.
+        by_problem: Score of problems -> against the baseline; in no average.
     """
 
     model: str
@@ -72,6 +73,7 @@ class ComparedModel:
     average: Compared | None
     mean_rank: float | None
     normalised: float | None
+    by_problem: Mapping[str, Compared] = field(default_factory=dict[str, Compared])
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,20 @@ def _compare_all(
         if len(pairs) == len(benchmarks):
             average = compared(AVERAGE, average_pairs(answers, pairs), resamples, seed)
         scores = {name: each.difference.candidate for name, each in by_benchmark.items()}
-        found.append(ComparedModel(model, "", scores, by_benchmark, average, None, None))
+        problems = compare_pairs(_problem_pairs(answers, reference), resamples, seed)
+        found.append(ComparedModel(model, "", scores, by_benchmark, average, None, None, problems))
+    return found
+
+
+def _problem_pairs(
+    answers: Mapping[str, Outcomes], reference: Mapping[str, Outcomes]
+) -> dict[str, Pairs]:
+    """Scores that several answers make together, paired by problem."""
+    found: dict[str, Pairs] = {}
+    for name, whole in answers.items():
+        others = {each.benchmark: each for each in reference[name].by_problem}
+        for each in whole.by_problem:
+            found[each.benchmark] = pair(each, others[each.benchmark])
     return found
 
 

@@ -15,10 +15,9 @@ from nan_merge.errors import ConfigError, MissingExtraError
 from nan_merge.publish import write_text_atomically
 from pipelines.compare import Comparison, compare_runs
 from pipelines.compare_view import (
-    benchmarks_sheet,
     comparison_json,
     flips_lines,
-    summary_sheet,
+    sheets_of,
 )
 from pipelines.compared_models import AnswerReader
 from pipelines.comparison_page import write_comparison_page
@@ -75,8 +74,8 @@ def compare_command(
         text = json.dumps(comparison_json(found), indent=2, ensure_ascii=False, allow_nan=False)
         console.file.write(f"{text}\n")
         return found
-    console.print(rich_table(summary_sheet(found), console.width))
-    console.print(rich_table(benchmarks_sheet(found), console.width))
+    for sheet in sheets_of(found):
+        console.print(rich_table(sheet, console.width))
     lines = [f"note: {note}" for note in found.notes]
     if flips is not None:
         chosen = [each for each in found.flips if each.benchmark == flips]
@@ -102,7 +101,7 @@ def write_comparison(found: Comparison, folder: Path) -> None:
     """
     with sole_writer(folder):
         write_json(folder / "comparison.json", comparison_json(found))
-        sheets = (summary_sheet(found), benchmarks_sheet(found))
+        sheets = sheets_of(found)
         text = "\n".join(f"### {sheet.title}\n\n{markdown(sheet)}" for sheet in sheets)
         write_text_atomically(folder / "comparison.md", text)
         write_text_atomically(folder / "flips.jsonl", flips_text(found.flips))

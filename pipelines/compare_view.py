@@ -54,6 +54,42 @@ def benchmarks_sheet(comparison: Comparison) -> Sheet:
     return Sheet("By benchmark", "model", comparison.benchmarks, lines, caption)
 
 
+def problems_sheet(comparison: Comparison) -> Sheet | None:
+    """A line per model and score of problems; None if no benchmark has such scores."""
+    lines = tuple(
+        Line(
+            f"{model.model}, {name}",
+            (
+                Cell(f"{found.difference.candidate * 100:.1f}"),
+                Cell(f"{found.difference.baseline * 100:.1f}"),
+                Cell(points(found.difference.value, 2)),
+                Cell(_interval(found)),
+                Cell(p_text(found.p_corrected)),
+                Cell(f"{found.difference.num_won}:{found.difference.num_lost}"),
+            ),
+            opens_group=place == 0,
+        )
+        for model in comparison.models
+        for place, (name, found) in enumerate(model.by_problem.items())
+    )
+    if not lines:
+        return None
+    columns = ("score", "baseline", "difference", "95 % interval", "p", "won:lost")
+    caption = (
+        "Scores that all answers to a problem make together, in %, and their difference to "
+        f"{comparison.baseline} in points, paired by problem; they are in no average. p: of no "
+        "difference, after Holm's correction over the model's scores. won:lost: problems."
+    )
+    return Sheet("Scores of problems", "model and score", columns, lines, caption)
+
+
+def sheets_of(comparison: Comparison) -> list[Sheet]:
+    """Every table of a comparison, in order."""
+    found = [summary_sheet(comparison), benchmarks_sheet(comparison)]
+    problems = problems_sheet(comparison)
+    return found if problems is None else [*found, problems]
+
+
 def flips_lines(flips: Sequence[Flip], comparison: Comparison, limit: int) -> list[str]:
     """What a person reads of the samples that flipped, and how to look at each."""
     lines: list[str] = []
@@ -98,6 +134,7 @@ def _model_json(model: ComparedModel) -> dict[str, Any]:
         "normalised": model.normalised,
         "average": None if model.average is None else compared_json(model.average),
         "benchmarks": {name: compared_json(each) for name, each in model.compared.items()},
+        "by_problem": {name: compared_json(each) for name, each in model.by_problem.items()},
     }
 
 
@@ -130,13 +167,16 @@ def _difference_cells(model: ComparedModel, comparison: Comparison) -> tuple[Cel
     if model.average is None:
         return (Cell(MISSING),) * 4
     found = model.average
-    interval = f"{points(found.interval.low)} to {points(found.interval.high)}"
     return (
         Cell(points(found.difference.value, 2)),
-        Cell(interval),
+        Cell(_interval(found)),
         Cell(p_text(found.p_value)),
         Cell(f"{found.difference.num_won}:{found.difference.num_lost}"),
     )
+
+
+def _interval(found: Compared) -> str:
+    return f"{points(found.interval.low)} to {points(found.interval.high)}"
 
 
 def _benchmark_cell(model: ComparedModel, benchmark: str) -> Cell:

@@ -24,7 +24,14 @@ from pipelines.language_benchmarks import (
 from pipelines.language_config import BenchmarkSpec
 from pipelines.language_records import OWN_SOURCE, Record, RecordInfo, find_records, read_record
 from pipelines.language_scores import benchmark_of, first_scorer, outcomes_of
-from pipelines.outcomes import Outcomes, image_outcomes, language_outcomes, unfinished, unseen
+from pipelines.outcomes import (
+    Outcomes,
+    image_outcomes,
+    language_outcomes,
+    problem_outcomes,
+    unfinished,
+    unseen,
+)
 from pipelines.results import RunResults, baseline_model, read_results
 from pipelines.split import held_out_part
 
@@ -71,14 +78,17 @@ class AnswerReader:
 
         Args:
             model: Whose.
-            benchmark: To which.
+            benchmark: To which; or a score of problems, e.g. "wemath: score (strict)".
             dev_share: Leaves out the samples that a search with this share saw.
 
         Raises:
             DataError: If the answers are missing, unfinished, damaged or not numbers, or their
-                data is gone or changed.
+                data is gone or changed, or there is no such score of problems.
         """
-        found = self._read(model, benchmark)
+        column = column_of(model, benchmark) or benchmark
+        found = self._read(model, column)
+        if column != benchmark:
+            found = _problem_score(found, benchmark)
         return found if dev_share == 0 else unseen(found, held_out_part(dev_share))
 
     def _read(self, model: KeptModel, benchmark: str) -> Outcomes:
@@ -90,7 +100,11 @@ class AnswerReader:
             raise unfinished(path, model.name, benchmark)
         opened, asked = self._benchmark(record, model.folder)
         found = outcomes_of(record, opened, self.scorer or first_scorer(opened), asked)
-        return replace(language_outcomes(found, record.info, path, benchmark), model=model.name)
+        whole = replace(language_outcomes(found, record.info, path, benchmark), model=model.name)
+        score = opened.profile.problem_scores
+        by_problem = score(found) if score is not None else {}
+        scored = [problem_outcomes(whole, name, each) for name, each in by_problem.items()]
+        return replace(whole, by_problem=tuple(scored))
 
     def _benchmark(
         self, record: Record, folder: Path
@@ -109,6 +123,24 @@ class AnswerReader:
                 self._opened[key] = open_benchmark(spec.model_copy(update={"data": data}))
         opened = self._opened[key]
         return opened, opened.asked if spec is not None else None
+
+
+def column_of(model: KeptModel, name: str) -> str | None:
+    """The benchmark that a name means: its own, or the one before a score of problems."""
+    if name in model.records:
+        return name
+    return next((each for each in model.records if name.startswith(f"{each}: ")), None)
+
+
+def _problem_score(found: Outcomes, name: str) -> Outcomes:
+    names = [each.benchmark for each in found.by_problem]
+    if name not in names:
+        have = f"have {', '.join(names)}" if names else "it has none that can be paired"
+        raise DataError(
+            f"{found.model} on {found.benchmark}: there is no score {name!r}, {have}"
+            f"{did_you_mean(name, names)}."
+        )
+    return found.by_problem[names.index(name)]
 
 
 def common_dev_share(models: Sequence[KeptModel]) -> float:
@@ -172,7 +204,8 @@ def pick(models: Sequence[KeptModel], name: str, place: str) -> KeptModel:
             return model
     names = [model.name for model in models]
     raise ConfigError(
-        f"{place} has no model {name!r}{did_you_mean(name, names)}; it has {', '.join(names)}."
+        f"{place} has no model {name!r}{did_you_mean(name, names) or '.'} It has "
+        f"{', '.join(names)}."
     )
 
 

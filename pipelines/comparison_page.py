@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nan_merge.publish import write_text_atomically
 from pipelines.compare import ComparedModel, Comparison
-from pipelines.compare_view import benchmarks_sheet, summary_sheet
+from pipelines.compare_view import benchmarks_sheet, problems_sheet, summary_sheet
 from pipelines.drawing import BAND, COLOURS, MUTED, bare, clipped, drawing, svg_of
 from pipelines.pages import render
 from pipelines.sheet import MISSING, Cell, Line, Sheet
@@ -32,6 +32,7 @@ def write_comparison_page(found: Comparison, folder: Path) -> Path:
         differences_svg=_differences_plot(found, drawn) if drawn else "",
         differences_caption=_caption(found, drawn),
         by_benchmark=benchmarks_sheet(found),
+        by_problem=problems_sheet(found),
         sources=_sources_sheet(found),
         notes=found.notes,
     )

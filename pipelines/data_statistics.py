@@ -6,7 +6,7 @@ They are kept in the cache under a key of all that shaped them: weights, data an
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from nan_merge.methods.method import DataStatistic
 from nan_merge.model_reference import open_model
 from nan_merge.recipe import MergeRecipe, ModelReference
 from nan_merge.tasks import Task
+from pipelines.sweep_config import Range, SweepMerge
 from pipelines.workers import Workers
 
 if TYPE_CHECKING:
@@ -62,11 +63,7 @@ def needed_statistics(config: RunConfig) -> dict[DataStatistic, list[str]]:
         (entry.method.name, entry.models) for entry in config.merges
     ]
     for merge in config.sweep.merges if config.sweep is not None else ():
-        method: Any = merge.template().get("method")
-        name = method.get("name") if isinstance(method, dict) else method
-        varied = merge.vary.get("method", merge.vary.get("method.name", ()))
-        names = [name] if name else [each for each in varied if isinstance(each, str)]
-        wanted += [(each, None) for each in names]
+        wanted += _of_sweep(merge)
     needed: dict[DataStatistic, list[str]] = {}
     for name, models in wanted:
         kind = METHODS[name].reads if name in METHODS else None
@@ -74,6 +71,20 @@ def needed_statistics(config: RunConfig) -> dict[DataStatistic, list[str]]:
             own = needed.setdefault(kind, [])
             own += [m for m in models or config.model_names() if m not in own]
     return needed
+
+
+def _of_sweep(merge: SweepMerge) -> Iterator[tuple[str, Sequence[str] | None]]:
+    """Methods of a sweep's entry, each with every group of models that it may merge."""
+    methods: list[Any] = [merge.method.name] if merge.method is not None else []
+    for key in ("method", "method.name"):
+        varied = merge.vary.get(key, ())
+        methods += [] if isinstance(varied, Range) else varied
+    groups = merge.vary.get("models", ())
+    listed = [merge.models] if isinstance(groups, Range) or not groups else groups
+    for method in methods:
+        name = method.get("name") if isinstance(method, dict) else method
+        for models in listed:
+            yield str(name), models
 
 
 def gather_statistics(

@@ -14,6 +14,7 @@ from pipelines.compare import AVERAGE, average_pairs, engine_note, split_notes
 from pipelines.compared_models import (
     AnswerReader,
     KeptModel,
+    column_of,
     common_dev_share,
     find_model,
     find_models,
@@ -174,8 +175,10 @@ def _model(
 def _benchmarks(gate: Gate, models: GateModels) -> tuple[str, ...]:
     names = gate.benchmarks or tuple(models.baseline.records)
     for model in (models.candidate, models.baseline, models.repeat):
-        lacking = [name for name in names if model is not None and name not in model.records]
-        if model is not None and lacking:
+        if model is None:
+            continue
+        lacking = [name for name in names if column_of(model, name) is None]
+        if lacking:
             raise DataError(
                 f"{model.name} ({model.folder}) was not asked {', '.join(lacking)}; it has "
                 f"{', '.join(model.records)}. Evaluate it on the same benchmarks, or name those "

@@ -47,7 +47,8 @@ class Gate(StrictModel):
     decide_on: Literal["benchmarks", "average", "both"] = "benchmarks"
     """What must hold: every benchmark, the unweighted average over them, or both."""
     benchmarks: tuple[str, ...] = ()
-    """Only these benchmarks; all of the baseline's if absent."""
+    """Only these benchmarks; all of the baseline's if absent. `wemath: score (strict)` means a
+    score that several answers make together, paired by problem."""
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """Chance that is accepted of passing a loss of the margin, and of failing a smaller one."""
     min_samples: int = Field(default=100, ge=1)

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from evaluators.language_scores import Outcome
 from evaluators.predictions import Prediction, read_key, read_predictions
+from evaluators.profiles import ProblemScore
 from nan_merge.errors import DataError
+from nan_merge.fingerprint import digest_text
 from pipelines.image_records import read_image_info
 from pipelines.language_records import OWN_SOURCE, RecordInfo
 from pipelines.split import Part
@@ -39,6 +41,8 @@ class Outcomes:
         answers: n answers as the scorer took them; None for an abstention.
         golds: n right answers.
         split_by: n clusters, by which a sweep tells the dev split from the rest.
+        by_problem: The benchmark's own scores that several answers make together; in each the
+            "samples" are problems, the answers what they show.
     """
 
     model: str
@@ -56,6 +60,7 @@ class Outcomes:
     answers: tuple[str | None, ...]
     golds: tuple[str, ...]
     split_by: tuple[str, ...]
+    by_problem: tuple[Outcomes, ...] = ()
 
 
 def image_outcomes(path: Path, model: str, benchmark: str) -> Outcomes:
@@ -131,6 +136,37 @@ def language_outcomes(
     )
 
 
+def problem_outcomes(whole: Outcomes, name: str, scores: Sequence[ProblemScore]) -> Outcomes:
+    """What a model's answers to a benchmark are worth problem by problem.
+
+    Args:
+        whole: Its verdicts sample by sample.
+        name: The score's.
+        scores: The problems'.
+    """
+    found = sorted(scores, key=lambda each: each.cluster_id)
+    own: dict[str, list[int]] = {each.cluster_id: [] for each in found}
+    for place, problem in enumerate(whole.split_by):
+        if problem in own:
+            own[problem].append(place)
+    places = [own[each.cluster_id] for each in found]
+    prompts = [digest_text("\n".join(whole.prompts[each].tolist())) for each in places]
+    return replace(
+        whole,
+        benchmark=f"{whole.benchmark}: {name}",
+        sample_ids=_texts(each.cluster_id for each in found),
+        prompts=_texts(prompts),
+        clusters=_texts(f"{whole.benchmark}/{each.cluster_id}" for each in found),
+        subsets=np.full(len(found), whole.benchmark),
+        credits=np.array([each.credit for each in found], dtype=np.float64),
+        abstained=np.array([whole.abstained[each].any() for each in places], dtype=bool),
+        truncated=np.array([whole.truncated[each].any() for each in places], dtype=bool),
+        answers=tuple(each.finding for each in found),
+        golds=("",) * len(found),
+        split_by=tuple(each.cluster_id for each in found),
+    )
+
+
 def unseen(outcomes: Outcomes, part: Part) -> Outcomes:
     """Only the samples of a part of the data.
 
@@ -146,7 +182,8 @@ def unseen(outcomes: Outcomes, part: Part) -> Outcomes:
     texts = ("answers", "golds", "split_by")
     changes = {name: getattr(outcomes, name)[kept] for name in arrays}
     changes |= {name: tuple(getattr(outcomes, name)[place] for place in kept) for name in texts}
-    return replace(outcomes, **changes)
+    problems = [each for each in outcomes.by_problem if any(map(part, each.split_by))]
+    return replace(outcomes, **changes, by_problem=tuple(unseen(each, part) for each in problems))
 
 
 def refuse_not_a_number(

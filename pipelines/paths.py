@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from nan_merge.hub import HUB_ID
 from nan_merge.model_reference import split_reference
-from pipelines.config import Evaluate, RunConfig
+from nan_merge.recipe import ModelReference
+from pipelines.config import Evaluate, MergeEntry, RunConfig
 from pipelines.language_benchmarks import is_own_benchmark
 from pipelines.language_config import BenchmarkSpec
+from pipelines.sweep_config import SweepMerge
+
+Entry = TypeVar("Entry", MergeEntry, SweepMerge)
 
 
 def placed_at(config: RunConfig, at: PurePosixPath) -> RunConfig:
@@ -18,7 +22,7 @@ def placed_at(config: RunConfig, at: PurePosixPath) -> RunConfig:
         "run_folder": Path(at / config.folder),
         "cache": Path(at / config.cache),
         "models": tuple(
-            model.model_copy(update={"path": placed(model.path, at)}) for model in config.models
+            model.model_copy(update=_placed_model(model, at)) for model in config.models
         ),
     }
     for name in ("base", "clip"):
@@ -29,7 +33,35 @@ def placed_at(config: RunConfig, at: PurePosixPath) -> RunConfig:
         changes["track"] = config.track.model_copy(update={"uri": uri})
     if config.evaluate.is_language or config.evaluate.clip_sets:
         changes["evaluate"] = _placed_data(config.evaluate, at)
+    if texts := config.statistics.texts:
+        there = {name: Path(at / path) for name, path in texts.items()}
+        changes["statistics"] = config.statistics.model_copy(update={"texts": there})
+    if any(map(table_of, config.merges)):
+        changes["merges"] = tuple(_with_placed_table(entry, at) for entry in config.merges)
+    if config.sweep is not None and any(map(table_of, config.sweep.merges)):
+        entries = tuple(_with_placed_table(entry, at) for entry in config.sweep.merges)
+        changes["sweep"] = config.sweep.model_copy(update={"merges": entries})
     return config.model_copy(update=changes)
+
+
+def table_of(entry: MergeEntry | SweepMerge) -> str | None:
+    """The file of coefficients that a merge names, if it does."""
+    return entry.coefficients.table if entry.coefficients is not None else None
+
+
+def _placed_model(model: ModelReference, at: PurePosixPath) -> dict[str, str]:
+    changes = {"path": placed(model.path, at)}
+    if model.statistics is not None:
+        changes["statistics"] = str(at / model.statistics)
+    return changes
+
+
+def _with_placed_table(entry: Entry, at: PurePosixPath) -> Entry:
+    table = table_of(entry)
+    if table is None or entry.coefficients is None:
+        return entry
+    there = entry.coefficients.model_copy(update={"table": str(at / table)})
+    return entry.model_copy(update={"coefficients": there})
 
 
 def _placed_data(wanted: Evaluate, at: PurePosixPath) -> Evaluate:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nan_merge.publish import write_text_atomically
-from pipelines.compare_view import benchmarks_sheet, summary_sheet
+from pipelines.compare_view import benchmarks_sheet, problems_sheet, summary_sheet
 from pipelines.pages import render
 from pipelines.plots import (
     accuracy_plot,
@@ -103,6 +103,7 @@ def write_report(results: RunResults, folder: Path, published: Published | None 
             else baseline_sheet(results, merged_models(shown))
         ),
         by_benchmark=benchmarks_sheet(comparison) if comparison else None,
+        by_problem=problems_sheet(comparison) if comparison else None,
         coefficients=coefficients_sheet(shown),
         accuracy_svg=plots["accuracy"],
         accuracy_caption=ACCURACY_CAPTION.format(error_source(results)),

@@ -20,7 +20,7 @@ from rich.console import Console
 from nan_merge.errors import ConfigError, NanMergeError
 from pipelines.config import RunConfig
 from pipelines.language_benchmarks import is_own_benchmark
-from pipelines.paths import placed, placed_at, placed_store
+from pipelines.paths import placed, placed_at, placed_store, table_of
 
 if TYPE_CHECKING:
     from cluster.jobs import JobClient, JobEnd
@@ -171,12 +171,26 @@ def _relative_paths(config: RunConfig) -> Iterator[str]:
     for field, text in {"base": config.base, "clip": config.clip, **models}.items():
         if text is not None and placed(text, PurePosixPath("/")) != text:
             yield f"{field}: {text}"
-    for field, text in _benchmark_paths(config):
+    for field, text in (*_benchmark_paths(config), *_files_of_merges(config)):
         if not PurePosixPath(text).is_absolute():
             yield f"{field}: {text}"
     uri = config.track.uri
     if uri is not None and placed_store(uri, PurePosixPath("/")) != uri:
         yield f"track.uri: {uri}"
+
+
+def _files_of_merges(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """What merges read besides models: statistics, training texts, tables of coefficients."""
+    for place, model in enumerate(config.models):
+        if model.statistics is not None:
+            yield f"models.{place}.statistics", model.statistics
+    for name, path in config.statistics.texts.items():
+        yield f"statistics.texts.{name}", str(path)
+    sweep = config.sweep.merges if config.sweep is not None else ()
+    for section, entries in (("merges", config.merges), ("sweep.merges", sweep)):
+        for place, entry in enumerate(entries):
+            if (table := table_of(entry)) is not None:
+                yield f"{section}.{place}.coefficients.table", table
 
 
 def _benchmark_paths(config: RunConfig) -> Iterator[tuple[str, str]]:

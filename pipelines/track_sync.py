@@ -49,6 +49,9 @@ def sync_command(folders: Sequence[Path], uri: str | None, console: Console) -> 
         return
     problems: list[str] = []
     for folder in wanted:
+        if not folder.is_dir():
+            problems.append(f"There is no folder {folder}. Name run folders, e.g. runs/quickstart.")
+            continue
         try:
             sent = sync_run(folder, uri)
         except NanMergeError as error:

@@ -21,7 +21,12 @@ from evaluators.benchmarks.picture_questions import (
 )
 from evaluators.benchmarks.picture_tables import OnPicture, PictureRow, find_file, read_picture_rows
 from evaluators.benchmarks.upstreams import wemath
-from evaluators.benchmarks.wemath_measures import MULTI, four_dimensions, problems_of
+from evaluators.benchmarks.wemath_measures import (
+    MULTI,
+    four_dimensions,
+    problem_scores,
+    problems_of,
+)
 from evaluators.extraction_pictures import chosen_label, wemath_option
 from evaluators.pictures import open_header
 from evaluators.profiles import Decoding, Judged, Profile
@@ -135,5 +140,6 @@ PROFILES = (
         scorers={"compat": chosen_option(wemath_option), "strict": chosen_option(chosen_label)},
         subsets=(BENCHMARK,),
         measures=measures,
+        problem_scores=problem_scores,
     ),
 )

@@ -16,10 +16,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evaluators.profiles import Judged
+from evaluators.profiles import Judged, ProblemScore
 from evaluators.scores import Score, score_weighted
 
 MULTI = "multi"
+WORTH = {"CM": 1.0, "IG": 0.5}
+"""What a problem of each dimension adds to the score; the others add nothing."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,24 @@ def four_dimensions(problems: Sequence[Problem]) -> dict[str, Score]:
     found: dict[str, Score] = {}
     for kind in ("strict", "loose"):
         each = [(problem.id, dimension(problem, strict=kind == "strict")) for problem in problems]
-        worth = {"CM": 1.0, "IG": 0.5}
-        found[f"score ({kind})"] = _mean(f"score ({kind})", each, worth)
+        found[f"score ({kind})"] = _mean(f"score ({kind})", each, WORTH)
         for name in ("IK", "IG", "CM") if kind == "strict" else ("CM",):
             label = name if name in ("IK", "IG") else f"{name} ({kind})"
             found[label] = _mean(label, each, {name: 1.0})
         found[f"RM ({kind})"] = _rote_rate(f"RM ({kind})", [name for _, name in each])
+    return found
+
+
+def problem_scores(outcomes: Sequence[Judged]) -> dict[str, list[ProblemScore]]:
+    """The scores of `four_dimensions`, strict and loose, problem by problem."""
+    found: dict[str, list[ProblemScore]] = {}
+    if problems := problems_of(outcomes):
+        for kind in ("strict", "loose"):
+            names = [dimension(problem, strict=kind == "strict") for problem in problems]
+            found[f"score ({kind})"] = [
+                ProblemScore(problem.id, name, WORTH.get(name, 0.0))
+                for problem, name in zip(problems, names, strict=True)
+            ]
     return found
 
 

@@ -89,6 +89,18 @@ def test_sync_says_when_nothing_waits(folder: Path):
     assert (result.exit_code, result.stdout) == (0, "Nothing waits below runs/.\n")
 
 
+def test_sync_names_a_folder_that_is_not_there(folder: Path):
+    result = invoke("track", "sync", "runs/quickstrat")
+    assert result.exit_code == 2
+    assert "There is no folder runs/quickstrat." in result.stderr
+
+
+def test_the_list_refuses_an_objective_that_is_not_measured(folder: Path):
+    result = invoke("sweep", "sweep.yaml", "sweep.objective=nope", "--list")
+    assert result.exit_code == 2
+    assert "sweep.objective: 'nope' is not measured" in result.stderr
+
+
 def test_push_names_what_is_no_merge(folder: Path):
     result = invoke("push", ".", "s3://bucket/x")
     assert result.exit_code == 2

@@ -16,6 +16,7 @@ from typer.main import get_command
 from nan_merge.yaml_config import load_config
 from pipelines.cli import app
 from pipelines.config import RunConfig
+from pipelines.gate_command import EXIT_CODES
 from pipelines.gate_config import Gate
 from tests.finished_runs import write_image_run
 
@@ -40,6 +41,19 @@ def test_the_demonstrations_run_file_is_right():
     assert config.experts == quickstart.experts  # trained once for both
     assert config.gate is not None
     assert {config.gate.candidate, config.gate.baseline} <= {each.name for each in config.merges}
+
+
+def test_what_the_jobs_keep_is_what_their_gate_writes():
+    steps = yaml.safe_load(GITHUB)["jobs"]["gate"]["steps"]
+    scripts = " ".join(step.get("run", "") for step in steps)
+    written = set(re.findall(r"--(?:junit|markdown|json) (\S+)", scripts))
+    assert written == {"gate.xml", "gate.md", "gate.json"}
+    comment = next(step for step in steps if step.get("name") == "Comment")
+    assert "--body-file gate.md" in comment["run"] and "hashFiles('gate.md')" in comment["if"]
+    job = yaml.safe_load(GITLAB)["merge-gate"]
+    kept = {*job["artifacts"]["paths"], job["artifacts"]["reports"]["junit"]}
+    assert written <= kept
+    assert job["allow_failure"] == {"exit_codes": [EXIT_CODES["inconclusive"]]}
 
 
 @pytest.mark.parametrize("text", [GITHUB, GITLAB])

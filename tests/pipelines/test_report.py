@@ -12,7 +12,7 @@ from pipelines.pages import render
 from pipelines.table import results_sheet
 
 TEXTS = ("title", "summary", "differences_svg", "notes")
-SHEETS = ("summary_sheet", "by_benchmark", "sources")
+SHEETS = ("summary_sheet", "by_benchmark", "by_problem", "sources")
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 

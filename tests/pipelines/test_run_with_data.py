@@ -131,6 +131,27 @@ def test_only_models_that_are_merged_get_statistics(tmp_path):
     assert needed_statistics(miniature(tmp_path, merges=(), sweep=sweep)) == {"gram": list(TASKS)}
 
 
+@pytest.mark.parametrize(
+    ("entry", "needed"),
+    [
+        ({"method": "regmean", "models": ["texture"]}, {"gram": ["texture"]}),
+        ({"method": "ties", "vary": {"method": ["average", "fisher"]}}, {"fisher": list(TASKS)}),
+        (
+            {"vary": {"method": [{"name": "regmean", "off_diagonal": 0.5}, "ties"]}},
+            {"gram": list(TASKS)},
+        ),
+        (
+            {"method": "regmean", "vary": {"models": [["texture"], ["texture", "digits"]]}},
+            {"gram": ["texture", "digits"]},
+        ),
+        ({"method": "ties", "vary": {"method.density": {"from": 0.1, "to": 0.9, "steps": 2}}}, {}),
+    ],
+)
+def test_a_sweep_asks_for_what_some_point_of_it_reads(tmp_path, entry, needed):
+    config = miniature(tmp_path, merges=(), sweep={"merges": [entry]})
+    assert needed_statistics(config) == needed
+
+
 def test_language_models_without_texts_are_named(tmp_path):
     from pipelines.data_statistics import _texts_of
 

@@ -121,6 +121,54 @@ def test_a_sent_run_over_language_models_is_read_as_it_was(tmp_path: Path):
     assert sent.evaluate == placed.evaluate
 
 
+TABLE = {"source": "table", "table": "own/table.json"}
+SWEEP = {
+    "merges": [
+        {"method": "ties", "vary": {"method.density": {"from": 0.1, "to": 0.9, "steps": 3}}},
+        {"name": "TA", "method": "task_arithmetic", "coefficients": TABLE,
+         "vary": {"coefficients.lambda": [0.3, 1.0]}},
+    ],
+    "search": {"name": "random", "points": 4},
+    "keep": "none",
+}  # fmt: skip
+
+
+def test_a_sent_sweep_is_read_as_it_was(tmp_path: Path):
+    run = config(merges=[], sweep=SWEEP)
+    placed = place_paths(run, "/shared")
+    write_bundle(placed, tmp_path)
+    sent = RunConfig.model_validate(yaml.safe_load((tmp_path / "run.yaml").read_text()))
+    assert sent.sweep == placed.sweep
+    assert sent.sweep is not None and run.sweep is not None
+    assert sent.sweep.merges[0] == run.sweep.merges[0]
+    assert sent.sweep.merges[1].coefficients.table == "/shared/own/table.json"  # type: ignore[union-attr]
+
+
+def test_what_merges_read_besides_models_are_paths_like_others():
+    run = own_models(
+        models=[{"path": "org/a", "statistics": "kept/a"}, "org/b"],
+        merges=[{"name": "T", "method": "task_arithmetic", "coefficients": TABLE}],
+        statistics={"texts": {"a": "texts/a.jsonl"}},
+        sweep=SWEEP,
+        run_folder="/r",
+        cache="/c",
+    )
+    with pytest.raises(ConfigError) as caught:
+        place_paths(run, None)
+    lines = [line[4:] for line in str(caught.value).splitlines() if line.startswith("  - ")]
+    assert lines == [
+        "models.0.statistics: kept/a",
+        "statistics.texts.a: texts/a.jsonl",
+        "merges.0.coefficients.table: own/table.json",
+        "sweep.merges.1.coefficients.table: own/table.json",
+    ]
+    placed = place_paths(run, "/shared")
+    assert placed.models[0].statistics == "/shared/kept/a"
+    assert str(placed.statistics.texts["a"]) == "/shared/texts/a.jsonl"
+    assert placed.merges[0].coefficients.table == "/shared/own/table.json"
+    assert place_paths(placed, None) == placed
+
+
 def test_a_folder_here_that_looks_like_a_hub_id_is_a_folder(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "mine").mkdir(parents=True)
