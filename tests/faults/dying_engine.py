@@ -23,6 +23,8 @@ from evaluators.language_evaluation import (
 from nan_merge.errors import EngineDiedError
 
 TRAPS = "NAN_MERGE_TEST_TRAPS"
+_ENDED: list[OpenLanguageModel] = []
+"""Models of this process whose engine is gone: whatever else was handed to them fails too."""
 
 
 def open_logged(folder: str, options: LanguageModelOptions) -> OpenLanguageModel:
@@ -37,6 +39,8 @@ def answer_or_die(opened: OpenLanguageModel, shard: LanguageShard) -> list[Answe
     if action and "always" not in action:
         trap.unlink()
     if "raise" in action:
+        _ENDED.append(opened)
+    if any(opened is one for one in _ENDED):
         raise EngineDiedError("vLLM ended while it worked:\nRuntimeError: a core fell off")
     if "kill" in action:
         for process in psutil.Process().children(recursive=True):
