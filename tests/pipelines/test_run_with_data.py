@@ -112,6 +112,25 @@ def test_once_more_nothing_is_gathered_learned_or_trained(first):
     assert (folder / "run" / "results.json").read_bytes() == before
 
 
+@pytest.mark.ray
+def test_a_sweep_gathers_once_for_all_of_its_points(tmp_path, first):
+    folder, _ = first
+    entry = {"method": "regmean", "vary": {"method.off_diagonal": [0.5, 0.8]}}
+    content = config_of(folder).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    content |= {"merges": [], "sweep": {"merges": [entry], "keep": "all"}}
+    content |= {"run_folder": str(tmp_path / "sweep"), "name": "swept"}
+    content["statistics"]["num_examples"] = 10  # not what the run before has gathered
+    output = run(RunConfig.model_validate(content))
+    assert output.count("Gathering Gram matrices") >= 1 and "Fine-tuning" not in output
+    manifests = sorted((tmp_path / "sweep" / "checkpoints").glob("*/merge_manifest.json"))
+    recipes = [read_manifest(path)["recipe"] for path in manifests]
+    assert [each["method"]["off_diagonal"] for each in recipes] == [0.5, 0.8]
+    for model, other in zip(recipes[0]["models"], recipes[1]["models"], strict=True):
+        assert model["statistics"] == other["statistics"]
+        found = open_data_statistics(model["statistics"], model["name"])
+        assert (found.kind, found.facts["num_examples"]) == ("gram", 10)
+
+
 def test_adamerging_over_a_method_that_is_not_linear_is_refused(tmp_path):
     for method in ("ties", "average", "regmean", {**TIES, "order": "before"}):
         merges = [{"name": "Ada", "method": method, "adamerging": {}}]

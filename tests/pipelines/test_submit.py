@@ -300,6 +300,18 @@ def test_a_run_is_sent_followed_and_finished_there(head: HeadNode):
 
 
 @pytest.mark.ray
+@pytest.mark.slow  # trains, searches and scores on the cluster: about a minute
+def test_a_sweep_is_sent_and_finished_there(head: HeadNode):
+    entry = {"method": "task_arithmetic", "vary": {"coefficients.lambda": [0.3, 0.6]}}
+    run = {**RUN, "name": "tiny-sweep", "merges": [], "sweep": {"merges": [entry], "keep": "none"}}
+    result = submit(head, run)
+    assert result.exit_code == 0, result.output
+    folder = head.folder / "shared" / "runs" / "tiny-sweep"
+    assert len(read_results(folder).sweep) == 2
+    assert (folder / "sweep.json").is_file()
+
+
+@pytest.mark.ray
 @pytest.mark.slow  # merges, and asks four models on the cluster: about a minute
 @pytest.mark.timeout(900)
 def test_a_run_over_language_models_finds_its_models_and_data_on_the_storage(head: HeadNode):
