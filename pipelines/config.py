@@ -48,14 +48,13 @@ MULTITASK = "Traditional MTL"
 
 def _known_once(names: Sequence[str], kind: str) -> None:
     """Refuse names that are not of image tasks, or that come twice."""
-    known = {*QUICKSTART_TASKS, *CLIP_SETS} if kind == "benchmark" else {*QUICKSTART_TASKS}
+    known = {*QUICKSTART_TASKS, *CLIP_SETS}
     for name in names:
         if name not in known:
-            near = did_you_mean(name, QUICKSTART_TASKS)
-            have = ", ".join(QUICKSTART_TASKS)
+            near = did_you_mean(name, known)
+            have = f"{', '.join(QUICKSTART_TASKS)}; {', '.join(CLIP_SETS)}"
             if kind == "benchmark":
                 near = did_you_mean(name, [*known, *language_benchmark_names()])
-                have += f"; {', '.join(CLIP_SETS)}"
                 have += f"; for language models {', '.join(language_benchmark_names())}"
             raise ValueError(f"no {kind} is called {name!r}, have {have}{near}")
     if twice := _repeated(names):
@@ -67,11 +66,14 @@ def _repeated(names: Sequence[str]) -> list[str]:
 
 
 class Experts(StrictModel):
-    """Models that the run trains itself, once: a pretrained CLIP and a fine-tune per task."""
+    """Models that the run trains itself, once: a fine-tune per task of the run's `clip`, or of a
+    small CLIP that is pretrained before.
+    """
 
     backbone: str = "nan-merge-mini"
-    """open_clip model: a name that it knows, or one of evaluators/open_clip_configs."""
-    tasks: tuple[str, ...] = Field(min_length=2)
+    """Without `clip`: the open_clip model to pretrain, a name that it knows, or one of
+    evaluators/open_clip_configs."""
+    tasks: tuple[str, ...] = Field(min_length=1)
     """Image tasks; one fine-tuned model each, called as the task."""
     text: TextRecipe = TextRecipe()
     """How the text tower is trained, before it is frozen."""
@@ -82,12 +84,17 @@ class Experts(StrictModel):
     multitask: MultitaskRecipe | None = None
     """How one more model is trained on all tasks together, to compare merges with; the row
     `Traditional MTL` of the table. None is trained if absent."""
+    save_seconds: float = Field(default=60, ge=0)
+    """Keep the state of a training so often; one that is killed goes on from there."""
 
     @field_validator("tasks")
     @classmethod
     def _tasks_are_known(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
         _known_once(tasks, "task")
         return tasks
+
+
+_PRETRAINING = {"backbone", "text", "pretrain"}  # of what the run's `clip` makes needless
 
 
 class MergeEntry(StrictModel):
@@ -151,6 +158,9 @@ class FineTunes(StrictModel):
     models: dict[str, CausalRecipe | DrawnRecipe] = Field(min_length=1)
     """Name of a fine-tuned model -> how it is trained: with `exercises`; from `llava-mini`, with
     `skills`."""
+    save_seconds: float = Field(default=60, ge=0)
+    """Keep the state of a training with `exercises` so often; one that is killed goes on from
+    there."""
 
     @model_validator(mode="after")
     def _recipes_fit_the_base(self) -> FineTunes:
@@ -327,6 +337,33 @@ class RunConfig(StrictModel):
                 "`experts` are image towers, and `fine_tunes` language models: the benchmarks "
                 "under `evaluate` are for the other kind"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _experts_have_a_start(self) -> RunConfig:
+        if self.experts is None:
+            return self
+        tasks = (*self.experts.tasks, *self.evaluate.image_tasks)
+        if len({task in CLIP_SETS for task in tasks}) > 1:
+            raise ValueError(
+                f"{', '.join(CLIP_SETS)} are sets of real images, and the others small tasks that "
+                "are made here; train on the kind that is under `evaluate`"
+            )
+        if self.clip is not None:
+            if given := sorted(_PRETRAINING & self.experts.model_fields_set):
+                raise ValueError(
+                    f"`experts` are fine-tuned from `clip`, which is trained already: leave "
+                    f"{', '.join(given)} out, or leave `clip` out to train a small one here"
+                )
+        elif real := [task for task in self.experts.tasks if task in CLIP_SETS]:
+            raise ValueError(
+                f"{real[0]} is a set of real images, on which no CLIP is pretrained here: name a "
+                "pretrained one, e.g. `clip: open_clip://ViT-B-32-quickgelu/openai`"
+            )
+        elif len(self.experts.tasks) < 2:
+            raise ValueError("a small CLIP is pretrained on two tasks or more; name them")
+        if self.base is not None:
+            raise ValueError("`experts` start from the image tower of the CLIP; leave `base` out")
         return self
 
     @model_validator(mode="after")

@@ -20,9 +20,9 @@ from nan_merge.errors import ConfigError, DataError
 from nan_merge.publish import publish_folder
 from nan_merge.tasks import Task
 from pipelines.config import RunConfig
-from pipelines.experts import data_folder, prepare_sets
 from pipelines.image_towers import image_size
 from pipelines.language_benchmarks import DATA_VARIABLE, named_folder
+from pipelines.quickstart_data import data_folder, prepare_sets
 from pipelines.workers import Workers
 
 
