@@ -64,7 +64,7 @@ def prepare(root: Path, staging: Path, size: int) -> ImageSet:
     staging.mkdir()
     start_preparation(staging, len(listing.places), size)
     for start, stop in parts_of(len(listing.places)):
-        assert not decode_part(SET.name, root, "test", size, staging, start, stop)
+        assert not decode_part(SET, root, "test", size, staging, start, stop)
     finish_preparation(SET, listing, "test", staging)
     return load_image_set(staging)
 

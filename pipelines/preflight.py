@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evaluators.clip_sets import CLIP_SETS
 from nan_merge.errors import ConfigError
 from pipelines.config import Experts, RunConfig
 from pipelines.extras import require
@@ -42,7 +41,8 @@ def check_run(config: RunConfig) -> None:
     if config.evaluate.clip_sets:
         from pipelines.image_data import list_sets
 
-        list_sets(config.evaluate.clip_sets, config.evaluate.data)
+        evaluate = config.evaluate
+        list_sets([evaluate.clip_set(name) for name in evaluate.clip_sets], evaluate.data)
 
 
 def check_training(config: RunConfig) -> None:
@@ -75,9 +75,10 @@ def _check_experts(config: RunConfig, experts: Experts) -> None:
     if config.backbone is not None:
         known_config(config.backbone)
     pretrained_repository(config.clip, config.backbone)
-    if sets := [task for task in experts.tasks if task in CLIP_SETS]:
+    if config.evaluate.clip_sets:  # the tasks are then such sets, too
         from pipelines.image_data import list_sets
 
+        sets = [config.evaluate.clip_set(task) for task in experts.tasks]
         list_sets(sets, config.evaluate.data, "train")
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from evaluators.backends.clip import build_clip, new_clip
 from evaluators.backends.clip_checkpoints import save_clip, save_image_tower
 from evaluators.clip_sets import CLIP_SETS
+from evaluators.image_sets import load_image_set
 from evaluators.torchvision_repair import repair
 from nan_merge.errors import CheckpointError, ConfigError, DataError, OutputError
 from nan_merge.merge import merge_checkpoints
@@ -29,7 +30,7 @@ from pipelines.config import RunConfig
 from pipelines.experts import run_finetuning
 from pipelines.finetune_command import finetune_command as finetune
 from tests.clip_runs import Here
-from tests.clip_set_folders import write_class_folders
+from tests.clip_set_folders import drawn, encoded, write_class_folders
 
 repair()
 for package in ("open_clip", "sklearn"):
@@ -220,6 +221,67 @@ def test_a_place_that_is_taken_is_refused_before_training(made, workers, tmp_pat
     with pytest.raises(OutputError, match=r"svhn exists already"):
         output_of(config_of(made, tmp_path), tmp_path / "models")
     assert workers.num_tasks == 0
+
+
+OWN = {"pets": {"classes": {"n01": "tabby cat", "n02": "pug"}, "templates": ["a photo of a {}."]}}
+
+
+def own_set(folder: Path, names: tuple[str, ...] = ("n01", "n02")) -> Path:
+    """Three pictures of each class and split."""
+    for split in ("train", "test"):
+        for label, name in enumerate(names):
+            (folder / "pets" / split / name).mkdir(parents=True)
+            for number in range(3):
+                path = folder / "pets" / split / name / f"{number}.png"
+                path.write_bytes(encoded(drawn("EuroSAT", label, number)))
+    return folder
+
+
+def test_a_folder_of_ones_own_images_is_trained_and_evaluated_on(made, workers, tmp_path):
+    changes = {
+        "experts": {"tasks": ["pets"], "finetune": TUNE},
+        "evaluate": {"image_sets": OWN, "benchmarks": ["pets"], "data": str(own_set(tmp_path))},
+    }
+    assert "pets" in output_of(config_of(made, tmp_path, **changes))
+    config = config_of(made, tmp_path, **changes)
+    (results,) = run.run_config(config, console=Console(quiet=True))
+    row = results.row("Individual", "pets")
+    assert row is not None and row.num_samples == 6
+    (prepared,) = (tmp_path / "cache" / "data").glob("pets-test-*")
+    assert load_image_set(prepared).class_names == ("tabby cat", "pug")
+    prompts = {**OWN["pets"], "templates": ["a drawing of a {}."]}
+    changes["evaluate"] |= {"image_sets": {"pets": prompts}}
+    run.run_config(config_of(made, tmp_path, **changes), console=Console(quiet=True))
+    assert len(list((tmp_path / "cache").glob("fine-tunes-*/pets"))) == 2  # other prompts
+
+
+def test_folders_that_are_not_the_classes_are_told(made, workers, tmp_path):
+    def refused(names: tuple[str, ...], folder: Path, message: str) -> None:
+        evaluate = {"image_sets": OWN, "benchmarks": ["pets"], "data": str(own_set(folder, names))}
+        experts = {"tasks": ["pets"], "finetune": TUNE}
+        with pytest.raises(DataError, match=message):
+            output_of(config_of(made, tmp_path, experts=experts, evaluate=evaluate))
+
+    refused(("n01", "n02", "n03"), tmp_path / "more", "pets has no class n03")
+    refused(("n01",), tmp_path / "fewer", "1 of 2 classes have no image pug")
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"pets": {"classes": ["cat"]}}, "a list of at least 2"),
+        ({"pets": {"classes": ["cat", "Cat"]}}, "two classes are both called Cat"),
+        ({"pets": {"classes": ["cat", "dog"], "templates": ["a pet"]}}, "'a pet' has no {}"),
+        ({"DTD": {"classes": ["cat", "dog"]}}, "DTD is a benchmark already"),
+        ({"../pets": {"classes": ["cat", "dog"]}}, "text that matches"),
+    ],
+)
+def test_what_is_no_set_of_ones_own(made, tmp_path, own, message):
+    content = content_of(made, tmp_path)
+    content["evaluate"] |= {"image_sets": own}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / "run.yaml", RunConfig)
 
 
 @pytest.mark.ray
