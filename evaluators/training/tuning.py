@@ -94,7 +94,9 @@ def publish_trained(
     with publish_folder(output, keep_partial=save_seconds is not None) as staging:
         kept = staging / STATE_FOLDER
         for path in staging.iterdir():  # of an attempt that was killed while it wrote the model
-            if path != kept:
+            if path.is_dir() and path != kept:
+                shutil.rmtree(path)
+            elif path != kept:
                 path.unlink()
         for path in partial_paths(kept / STATE_NAME):
             path.unlink()
