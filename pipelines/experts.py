@@ -73,10 +73,9 @@ def train_experts(config: RunConfig, experts: Experts, workers: Workers) -> Trai
         recipe = experts.finetune.model_dump(mode="json")
         key = _key({"clip": start, "finetune": recipe, "seed": config.seed, "data": digest})
         folders[task] = config.cache / f"fine-tunes-{key[:16]}" / task
-    finetune_towers(experts, config.seed, towers.clip, sets, folders, workers)
     key = _key({"clip": start, "seed": config.seed, "data": digests})
-    folder = config.cache / f"experts-{key[:16]}"
-    multitask = _train_multitask(experts, config.seed, towers.clip, sets, folder, workers)
+    multitask = _multitask_folder(experts, config.cache / f"experts-{key[:16]}")
+    train_towers(experts, config.seed, towers.clip, sets, folders, multitask, workers)
     return TrainedExperts(towers.clip, towers.base, _references(folders), multitask)
 
 
@@ -89,8 +88,8 @@ def _from_nothing(config: RunConfig, experts: Experts, workers: Workers) -> Trai
     folder = config.cache / f"experts-{key[:16]}"
     clip, folders = folder / "clip", {task: folder / task for task in experts.tasks}
     _pretrain(experts, config.seed, data, clip, workers)
-    finetune_towers(experts, config.seed, clip, sets, folders, workers)
-    multitask = _train_multitask(experts, config.seed, clip, sets, folder, workers)
+    multitask = _multitask_folder(experts, folder)
+    train_towers(experts, config.seed, clip, sets, folders, multitask, workers)
     return TrainedExperts(clip, str(clip / "image_tower"), _references(folders), multitask)
 
 
@@ -152,37 +151,44 @@ def _pretrain(experts: Experts, seed: int, data: Path, clip: Path, workers: Work
     )
 
 
-def finetune_towers(
+def train_towers(
     experts: Experts,
     seed: int,
     clip: Path,
     sets: Mapping[str, Path],
     folders: Mapping[str, Path],
+    multitask: Path | None,
     workers: Workers,
 ) -> None:
-    """Fine-tune a CLIP on tasks, one task of Ray each; what is there already is left as it is.
+    """Train image towers from a CLIP, one task of Ray each; those that are there stay as they are.
 
     Args:
         experts: How.
         seed: Of batches and shifts.
         clip: Folder of the whole pretrained CLIP.
         sets: Task -> its training images.
-        folders: Task -> folder of the image tower to make.
+        folders: Task -> folder of the image tower to fine-tune on it.
+        multitask: Folder of the image tower to train on all tasks, if there shall be one.
         workers: Where to train.
     """
-    missing = [task for task, folder in folders.items() if not folder.is_dir()]
     rest = (experts.save_seconds, workers.processes("train"))
-    tasks = [
-        Task(
-            task,
-            run_finetuning,
-            (experts.finetune, sets[task], seed, clip, folders[task], *rest),
-            1,
-        )
-        for task in missing
-    ]
-    stage = training_stage(f"Fine-tuning {len(missing)} models", [folders[t] for t in missing])
-    workers.run_streams(stage, tasks, experts.finetune.steps * len(missing), count_steps())
+    tune, missing, num_steps = experts.finetune, list[Path](), 0
+    tasks: list[Task] = []
+    for name, folder in folders.items():
+        if not folder.is_dir():
+            arguments = (tune, sets[name], seed, clip, folder, *rest)
+            tasks.append(Task(name, run_finetuning, arguments, tune.steps * tune.batch_size))
+            missing.append(folder)
+            num_steps += tune.steps
+    together = experts.multitask
+    if together is not None and multitask is not None and not multitask.is_dir():
+        arguments = (together, list(sets.values()), seed, clip, multitask, *rest)
+        num_images = together.steps * together.images_per_task * len(sets)
+        tasks.append(Task("all tasks", run_multitask_training, arguments, num_images))
+        missing.append(multitask)
+        num_steps += together.steps
+    stage = training_stage(f"Fine-tuning {len(missing)} models", missing)
+    workers.run_streams(stage, tasks, num_steps, count_steps())
 
 
 def training_stage(name: str, outputs: Sequence[Path]) -> str:
@@ -191,26 +197,12 @@ def training_stage(name: str, outputs: Sequence[Path]) -> str:
     return f"{name}, {begun} from where they stood" if begun else name
 
 
-def _train_multitask(
-    experts: Experts,
-    seed: int,
-    clip: Path,
-    sets: Mapping[str, Path],
-    folder: Path,
-    workers: Workers,
-) -> Path | None:
-    recipe = experts.multitask
-    if recipe is None:
+def _multitask_folder(experts: Experts, folder: Path) -> Path | None:
+    """Where the model of all tasks is kept, if one was asked for."""
+    if experts.multitask is None:
         return None
-    key = digest_text(json.dumps(recipe.model_dump(mode="json"), sort_keys=True))
-    output = folder / f"multitask-{key[:16]}"
-    if not output.is_dir():
-        rest = (experts.save_seconds, workers.processes("train"))
-        arguments = (recipe, list(sets.values()), seed, clip, output, *rest)
-        tasks = [Task("all tasks", run_multitask_training, arguments, 1)]
-        stage = training_stage("Training on all tasks", [output])
-        workers.run_streams(stage, tasks, recipe.steps, count_steps())
-    return output
+    recipe = experts.multitask.model_dump(mode="json")
+    return folder / f"multitask-{digest_text(json.dumps(recipe, sort_keys=True))[:16]}"
 
 
 def run_multitask_training(
