@@ -180,15 +180,16 @@ def train_towers(
             tasks.append(Task(name, run_finetuning, arguments, tune.steps * tune.batch_size))
             missing.append(folder)
             num_steps += tune.steps
+    stage = f"Fine-tuning {len(missing)} models"
     together = experts.multitask
     if together is not None and multitask is not None and not multitask.is_dir():
         arguments = (together, list(sets.values()), seed, clip, multitask, *rest)
         num_images = together.steps * together.images_per_task * len(sets)
         tasks.append(Task("all tasks", run_multitask_training, arguments, num_images))
+        stage = f"{stage} and one on all tasks" if missing else "Training on all tasks"
         missing.append(multitask)
         num_steps += together.steps
-    stage = training_stage(f"Fine-tuning {len(missing)} models", missing)
-    workers.run_streams(stage, tasks, num_steps, count_steps())
+    workers.run_streams(training_stage(stage, missing), tasks, num_steps, count_steps())
 
 
 def training_stage(name: str, outputs: Sequence[Path]) -> str:
