@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from io import TextIOWrapper
 
-from pipelines import cli_run, cli_sweep, cli_submit, cli_merge, cli_evaluate, cli_compare, cli_data  # isort: skip
-from pipelines import cli_track  # isort: skip
+from pipelines import cli_run, cli_finetune, cli_sweep, cli_submit, cli_merge, cli_evaluate  # isort: skip
+from pipelines import cli_compare, cli_data, cli_track  # isort: skip
 from pipelines.cli_app import app, explain_errors
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "cli_compare",
     "cli_data",
     "cli_evaluate",
+    "cli_finetune",
     "cli_merge",
     "cli_run",
     "cli_submit",

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from evaluators.clip_sets import CLIP_SETS
+from evaluators.clip_sets import CLIP_SETS, ClipSet, find_clip_set
 from evaluators.quickstart_images import QUICKSTART_TASKS
 from evaluators.training.adamerging import AdamergingRecipe
 from evaluators.training.causal import CausalRecipe
 from evaluators.training.drawn_recipe import DrawnRecipe
-from evaluators.training.finetune import FinetuneRecipe
-from evaluators.training.multitask import MultitaskRecipe
-from evaluators.training.pretrain import PretrainRecipe
-from evaluators.training.text_tower import TextRecipe
 from nan_merge.config_messages import did_you_mean
 from nan_merge.recipe import (
     Coefficients,
@@ -33,6 +28,7 @@ from nan_merge.schema import StrictModel
 from pipelines.cluster_config import Cluster
 from pipelines.data_statistics import StatisticsRecipe
 from pipelines.gate_config import Gate
+from pipelines.image_config import MIXED_KINDS, Experts, OwnImageSet, known_once, repeated
 from pipelines.language_benchmarks import is_own_benchmark, language_benchmark_names
 from pipelines.language_config import Backend, BackendSpec, BenchmarkSpec, Engine, EngineSpec
 from pipelines.learned_coefficients import refuse_unlearnable
@@ -42,52 +38,9 @@ from pipelines.sweep_config import Sweep
 
 PRETRAINED, INDIVIDUAL = "Pretrained", "Individual"
 """Rows of the table that every run has; no merge and no model may be called so."""
+OwnSetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 MULTITASK = "Traditional MTL"
 """Row of a model that the run trains on all tasks together."""
-
-
-def _known_once(names: Sequence[str], kind: str) -> None:
-    """Refuse names that are not of image tasks, or that come twice."""
-    known = {*QUICKSTART_TASKS, *CLIP_SETS} if kind == "benchmark" else {*QUICKSTART_TASKS}
-    for name in names:
-        if name not in known:
-            near = did_you_mean(name, QUICKSTART_TASKS)
-            have = ", ".join(QUICKSTART_TASKS)
-            if kind == "benchmark":
-                near = did_you_mean(name, [*known, *language_benchmark_names()])
-                have += f"; {', '.join(CLIP_SETS)}"
-                have += f"; for language models {', '.join(language_benchmark_names())}"
-            raise ValueError(f"no {kind} is called {name!r}, have {have}{near}")
-    if twice := _repeated(names):
-        raise ValueError(f"{', '.join(twice)} is named twice; name every {kind} once")
-
-
-def _repeated(names: Sequence[str]) -> list[str]:
-    return sorted({name for name in names if names.count(name) > 1})
-
-
-class Experts(StrictModel):
-    """Models that the run trains itself, once: a pretrained CLIP and a fine-tune per task."""
-
-    backbone: str = "nan-merge-mini"
-    """open_clip model: a name that it knows, or one of evaluators/open_clip_configs."""
-    tasks: tuple[str, ...] = Field(min_length=2)
-    """Image tasks; one fine-tuned model each, called as the task."""
-    text: TextRecipe = TextRecipe()
-    """How the text tower is trained, before it is frozen."""
-    pretrain: PretrainRecipe = PretrainRecipe()
-    """How the image tower is trained on all tasks together: the base model."""
-    finetune: FinetuneRecipe = FinetuneRecipe()
-    """How each fine-tuned model is trained from the base model on its task."""
-    multitask: MultitaskRecipe | None = None
-    """How one more model is trained on all tasks together, to compare merges with; the row
-    `Traditional MTL` of the table. None is trained if absent."""
-
-    @field_validator("tasks")
-    @classmethod
-    def _tasks_are_known(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        _known_once(tasks, "task")
-        return tasks
 
 
 class MergeEntry(StrictModel):
@@ -151,6 +104,9 @@ class FineTunes(StrictModel):
     models: dict[str, CausalRecipe | DrawnRecipe] = Field(min_length=1)
     """Name of a fine-tuned model -> how it is trained: with `exercises`; from `llava-mini`, with
     `skills`."""
+    save_seconds: float = Field(default=60, ge=0)
+    """Keep the state of a training with `exercises` so often; one that is killed goes on from
+    there."""
 
     @model_validator(mode="after")
     def _recipes_fit_the_base(self) -> FineTunes:
@@ -165,6 +121,8 @@ class FineTunes(StrictModel):
 class Evaluate(StrictModel):
     """Which benchmarks every model runs, and how: image tasks, or language benchmarks."""
 
+    image_sets: dict[OwnSetName, OwnImageSet] = Field(default_factory=dict)
+    """Image sets of one's own, by the name that `benchmarks` and `experts.tasks` know them by."""
     benchmarks: tuple[str | BenchmarkSpec, ...] = Field(min_length=1)
     """Names of benchmarks; of language benchmarks also `{name: ..., profile: ..., limit: ...}`."""
     batch_size: int = Field(default=250, ge=1)
@@ -183,22 +141,29 @@ class Evaluate(StrictModel):
     limit: int | None = Field(default=None, ge=1)
     """Of each subset of language benchmarks, ask only the first so many samples."""
 
+    @field_validator("image_sets")
+    @classmethod
+    def _own_sets_have_names_of_their_own(
+        cls, image_sets: dict[str, OwnImageSet]
+    ) -> dict[str, OwnImageSet]:
+        for name in image_sets:
+            if name in (*QUICKSTART_TASKS, *CLIP_SETS) or is_language_benchmark(name):
+                raise ValueError(f"{name} is a benchmark already; call yours otherwise")
+        return image_sets
+
     @field_validator("benchmarks")
     @classmethod
     def _benchmarks_are_known(
-        cls, benchmarks: tuple[str | BenchmarkSpec, ...]
+        cls, benchmarks: tuple[str | BenchmarkSpec, ...], info: ValidationInfo
     ) -> tuple[str | BenchmarkSpec, ...]:
         names = [each if isinstance(each, str) else each.name for each in benchmarks]
         language = [name for name in names if is_language_benchmark(name)]
         if not language:
-            _known_once(names, "benchmark")
-            if 0 < len([name for name in names if name in CLIP_SETS]) < len(names):
-                raise ValueError(
-                    f"{', '.join(CLIP_SETS)} are sets of real images, and the others small tasks "
-                    "that are made here; give each a run file of its own"
-                )
+            known_once(names, "benchmark", info.data.get("image_sets", {}))
+            if 0 < len([name for name in names if name in QUICKSTART_TASKS]) < len(names):
+                raise ValueError(f"{MIXED_KINDS}; give each a run file of its own")
         elif unknown := [name for name in names if name not in language]:
-            _known_once([name for name in unknown if name not in QUICKSTART_TASKS], "benchmark")
+            known_once([name for name in unknown if name not in QUICKSTART_TASKS], "benchmark")
             raise ValueError(
                 f"{unknown[0]} is an image task and {language[0]} a language benchmark; no model "
                 "answers both"
@@ -219,7 +184,18 @@ class Evaluate(StrictModel):
     @property
     def clip_sets(self) -> tuple[str, ...]:
         """Those of the image tasks whose images lie in the folder of data."""
-        return tuple(name for name in self.image_tasks if name in CLIP_SETS)
+        if self.is_language:
+            return ()
+        return tuple(name for name in self.image_tasks if name not in QUICKSTART_TASKS)
+
+    def clip_set(self, name: str) -> ClipSet:
+        """A set of real images, of one's own or not, by its name.
+
+        Raises:
+            ConfigError: If there is none.
+        """
+        own = self.image_sets.get(name)
+        return find_clip_set(name) if own is None else own.clip_set(name)
 
     @property
     def language_benchmarks(self) -> tuple[BenchmarkSpec, ...]:
@@ -330,12 +306,20 @@ class RunConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _experts_have_a_start(self) -> RunConfig:
+        if self.experts is not None:
+            evaluate = self.evaluate
+            tasks, own = evaluate.image_tasks, evaluate.image_sets
+            self.experts.refuse_unfit(self.clip, self.base, tasks, own)
+        return self
+
+    @model_validator(mode="after")
     def _rows_have_names_of_their_own(self) -> RunConfig:
         merges = [entry.name for entry in self.merges]
         models = self.model_names()
-        if twice := _repeated(merges):
+        if twice := repeated(merges):
             raise ValueError(f"two merges are both called {', '.join(twice)}")
-        if twice := _repeated(models):
+        if twice := repeated(models):
             raise ValueError(
                 f"two models are both called {', '.join(twice)}; give one of them a `name`"
             )

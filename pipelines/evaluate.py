@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.backends.clip_checkpoints import CLIP_CONFIG, CLIP_WEIGHTS, TOWER_CONFIG
-from evaluators.clip_sets import CLIP_SETS
 from evaluators.clip_sets.prepare import clip_sample_cluster
 from evaluators.image_classification import (
     HeadSpec,
@@ -27,7 +26,7 @@ from evaluators.image_classification import (
 from evaluators.image_sets import load_image_set
 from evaluators.prediction_journal import PredictionJournal
 from evaluators.predictions import Prediction, read_key, read_predictions
-from evaluators.quickstart_images import sample_cluster
+from evaluators.quickstart_images import QUICKSTART_TASKS, sample_cluster
 from evaluators.scores import Score, score_accuracy
 from nan_merge.checkpoint import open_checkpoint
 from nan_merge.errors import CheckpointError
@@ -305,7 +304,7 @@ def image_benchmarks(
             str(test_sets[name]),
             sets[name].digest(),
             specs[name].output,
-            clip_sample_cluster if name in CLIP_SETS else sample_cluster,
+            sample_cluster if name in QUICKSTART_TASKS else clip_sample_cluster,
         )
         for name in names
     ]

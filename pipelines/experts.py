@@ -1,4 +1,4 @@
-"""Train the run's own models: prepare data, pretrain a CLIP, fine-tune it on every task.
+"""Train the run's own image towers: pretrain a CLIP or take one, fine-tune it on every task.
 
 Everything is kept in the cache under a key of all that shaped it, so it is done once.
 """
@@ -6,70 +6,96 @@ Everything is kept in the cache under a key of all that shaped it, so it is done
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from evaluators.backends.clip import model_config_path
-from evaluators.image_sets import ImageSet, load_image_set
-from evaluators.quickstart_images import image_set_path, load_quickstart_task
+from evaluators.image_sets import load_image_set
+from evaluators.quickstart_images import load_quickstart_task
 from evaluators.training.batches import TrainingProgress
 from evaluators.training.finetune import FinetuneRecipe, finetune_image_tower
 from evaluators.training.multitask import MultitaskRecipe, train_multitask_tower
 from evaluators.training.pretrain import pretrain_clip
-from nan_merge.fingerprint import digest_text
+from evaluators.training.tuning import state_path
+from nan_merge.checkpoint import open_checkpoint
+from nan_merge.fingerprint import digest_text, fingerprint
 from nan_merge.publish import write_text_atomically
 from nan_merge.recipe import ModelReference
 from nan_merge.tasks import Task
 from pipelines.config import Experts, RunConfig
+from pipelines.image_data import prepare_image_sets
+from pipelines.image_towers import prepare_towers
+from pipelines.quickstart_data import data_folder, prepare_sets
 from pipelines.workers import Workers
 
 # Raise it when the training code would give other models from the same configuration.
 TRAINING_VERSION = 1
+NOT_IN_KEY = {"multitask", "save_seconds"}
+"""What shapes none of the fine-tunes: the model of all tasks has a key of its own."""
 
 
 @dataclass(frozen=True)
 class TrainedExperts:
-    """Where the models and the data lie.
+    """Where the models lie.
 
     Attributes:
         clip: Folder of the whole pretrained CLIP.
         base: Folder of its image tower, the base model of every merge.
         models: The fine-tuned models.
-        key: Digest of everything that shaped the models.
         multitask: A model that was trained on all tasks, if one was asked for.
     """
 
     clip: Path
-    base: Path
+    base: str
     models: tuple[ModelReference, ...]
-    key: str
     multitask: Path | None = None
 
 
 def train_experts(config: RunConfig, experts: Experts, workers: Workers) -> TrainedExperts:
-    """Make what is not in the cache yet, and say where everything lies."""
+    """Make what is not in the cache yet, and say where everything lies.
+
+    Raises:
+        CheckpointError: If the run's `clip` is missing, damaged or pickled code.
+        DataError: If an image set is missing, or has classes or images that cannot be used.
+        EvaluationError: If training diverges.
+        OutputError: If the disk is full or not writable.
+    """
+    if config.clip is None:
+        return _from_nothing(config, experts, workers)
+    towers = prepare_towers(config, workers)
+    sets = prepare_image_sets(config, experts.tasks, "train", towers.clip, workers).paths
+    start = fingerprint(open_checkpoint(str(towers.clip)))
+    digests = {task: load_image_set(path).digest() for task, path in sets.items()}
+    folders: dict[str, Path] = {}
+    for task, digest in digests.items():
+        recipe = experts.finetune.model_dump(mode="json")
+        key = _key({"clip": start, "finetune": recipe, "seed": config.seed, "data": digest})
+        folders[task] = config.cache / f"fine-tunes-{key[:16]}" / task
+    key = _key({"clip": start, "seed": config.seed, "data": digests})
+    multitask = _multitask_folder(experts, config.cache / f"experts-{key[:16]}")
+    train_towers(experts, config.seed, towers.clip, sets, folders, multitask, workers)
+    return TrainedExperts(towers.clip, towers.base, _references(folders), multitask)
+
+
+def _from_nothing(config: RunConfig, experts: Experts, workers: Workers) -> TrainedExperts:
     data = data_folder(config.cache)
-    digests = {
-        task: load_image_set(path).digest()
-        for task, path in prepare_sets(experts.tasks, "train", config.seed, data, workers).items()
-    }
+    sets = prepare_sets(experts.tasks, "train", config.seed, data, workers)
+    digests = {task: load_image_set(path).digest() for task, path in sets.items()}
     key = _experts_key(experts, config.seed, digests)
     experts = with_shared_backbone(experts, config.cache)
     folder = config.cache / f"experts-{key[:16]}"
-    clip = folder / "clip"
+    clip, folders = folder / "clip", {task: folder / task for task in experts.tasks}
     _pretrain(experts, config.seed, data, clip, workers)
-    _finetune(experts, config.seed, data, folder, workers)
-    multitask = _train_multitask(experts, config.seed, data, folder, workers)
-    return TrainedExperts(
-        clip=clip,
-        base=clip / "image_tower",
-        models=tuple(
-            ModelReference(path=str(folder / task), name=task, weight=1.0) for task in experts.tasks
-        ),
-        key=key,
-        multitask=multitask,
+    multitask = _multitask_folder(experts, folder)
+    train_towers(experts, config.seed, clip, sets, folders, multitask, workers)
+    return TrainedExperts(clip, str(clip / "image_tower"), _references(folders), multitask)
+
+
+def _references(folders: Mapping[str, Path]) -> tuple[ModelReference, ...]:
+    return tuple(
+        ModelReference(path=str(folder), name=task, weight=1.0) for task, folder in folders.items()
     )
 
 
@@ -88,22 +114,6 @@ def with_shared_backbone(experts: Experts, cache: Path) -> Experts:
     return experts.model_copy(update={"backbone": str(copy)})
 
 
-def data_folder(cache: Path) -> Path:
-    """Where prepared image sets are kept."""
-    return cache / "data"
-
-
-def prepare_sets(
-    names: Sequence[str], split: str, seed: int, data: Path, workers: Workers
-) -> dict[str, Path]:
-    """Files of image sets, built where they are missing."""
-    paths = {name: image_set_path(name, split, seed, data) for name in names}
-    missing = [name for name, path in paths.items() if not path.is_file()]
-    tasks = [Task(f"{name}/{split}", build_data, (name, split, seed, data), 1) for name in missing]
-    workers.run_tasks(f"Preparing {split} images", tasks)
-    return paths
-
-
 def _experts_key(experts: Experts, seed: int, digests: dict[str, str]) -> str:
     # A model of open_clip's own has no file; the version of open_clip stands for it.
     config = model_config_path(experts.backbone)
@@ -111,16 +121,21 @@ def _experts_key(experts: Experts, seed: int, digests: dict[str, str]) -> str:
     # Of a file the content counts, and its name, which is the model's; not where it lies.
     name = config.name if is_file else experts.backbone
     content = {
-        "training": TRAINING_VERSION,
-        # The model of all tasks has a key of its own: nothing else is trained anew because of it.
-        "experts": experts.model_dump(mode="json", exclude={"multitask"}) | {"backbone": name},
+        "experts": experts.model_dump(mode="json", exclude=NOT_IN_KEY) | {"backbone": name},
         "model_config": json.loads(config.read_bytes()) if config.is_file() else None,
         "seed": seed,
         "data": digests,
+    }
+    return _key(content)
+
+
+def _key(content: Mapping[str, object]) -> str:
+    code = {
+        "training": TRAINING_VERSION,
         "torch": version("torch"),
         "open_clip": version("open_clip_torch"),
     }
-    return digest_text(json.dumps(content, sort_keys=True))
+    return digest_text(json.dumps({**content, **code}, sort_keys=True))
 
 
 def _pretrain(experts: Experts, seed: int, data: Path, clip: Path, workers: Workers) -> None:
@@ -136,39 +151,80 @@ def _pretrain(experts: Experts, seed: int, data: Path, clip: Path, workers: Work
     )
 
 
-def _finetune(experts: Experts, seed: int, data: Path, folder: Path, workers: Workers) -> None:
-    missing = [task for task in experts.tasks if not (folder / task).is_dir()]
-    tasks = [
-        Task(task, run_finetuning, (experts.finetune, task, seed, data, folder), 1)
-        for task in missing
-    ]
-    total = experts.finetune.steps * len(missing)
+def train_towers(
+    experts: Experts,
+    seed: int,
+    clip: Path,
+    sets: Mapping[str, Path],
+    folders: Mapping[str, Path],
+    multitask: Path | None,
+    workers: Workers,
+) -> None:
+    """Train image towers from a CLIP, one task of Ray each; those that are there stay as they are.
+
+    Args:
+        experts: How.
+        seed: Of batches and shifts.
+        clip: Folder of the whole pretrained CLIP.
+        sets: Task -> its training images.
+        folders: Task -> folder of the image tower to fine-tune on it.
+        multitask: Folder of the image tower to train on all tasks, if there shall be one.
+        workers: Where to train.
+    """
+    rest = (experts.save_seconds, workers.processes("train"))
+    tune, missing, num_steps = experts.finetune, list[Path](), 0
+    tasks: list[Task] = []
+    for name, folder in folders.items():
+        if not folder.is_dir():
+            arguments = (tune, sets[name], seed, clip, folder, *rest)
+            tasks.append(Task(name, run_finetuning, arguments, tune.steps * tune.batch_size))
+            missing.append(folder)
+            num_steps += tune.steps
     stage = f"Fine-tuning {len(missing)} models"
-    workers.run_streams(stage, tasks, total, count_steps())
+    together = experts.multitask
+    if together is not None and multitask is not None and not multitask.is_dir():
+        arguments = (together, list(sets.values()), seed, clip, multitask, *rest)
+        num_images = together.steps * together.images_per_task * len(sets)
+        tasks.append(Task("all tasks", run_multitask_training, arguments, num_images))
+        stage = f"{stage} and one on all tasks" if missing else "Training on all tasks"
+        missing.append(multitask)
+        num_steps += together.steps
+    workers.run_streams(training_stage(stage, missing), tasks, num_steps, count_steps())
 
 
-def _train_multitask(
-    experts: Experts, seed: int, data: Path, folder: Path, workers: Workers
-) -> Path | None:
-    recipe = experts.multitask
-    if recipe is None:
+def training_stage(name: str, outputs: Sequence[Path]) -> str:
+    """The name of a stage that trains models, for people; it tells of those that go on."""
+    begun = sum(state_path(output).is_file() for output in outputs)
+    return f"{name}, {begun} from where they stood" if begun else name
+
+
+def _multitask_folder(experts: Experts, folder: Path) -> Path | None:
+    """Where the model of all tasks is kept, if one was asked for."""
+    if experts.multitask is None:
         return None
-    key = digest_text(json.dumps(recipe.model_dump(mode="json"), sort_keys=True))
-    output = folder / f"multitask-{key[:16]}"
-    if not output.is_dir():
-        arguments = (recipe, experts.tasks, seed, data, folder / "clip", output)
-        tasks = [Task("all tasks", run_multitask_training, arguments, 1)]
-        workers.run_streams("Training on all tasks", tasks, recipe.steps, count_steps())
-    return output
+    recipe = experts.multitask.model_dump(mode="json")
+    return folder / f"multitask-{digest_text(json.dumps(recipe, sort_keys=True))[:16]}"
 
 
 def run_multitask_training(
-    recipe: MultitaskRecipe, tasks: Sequence[str], seed: int, data: Path, clip: Path, output: Path
+    recipe: MultitaskRecipe,
+    sets: Sequence[Path],
+    seed: int,
+    clip: Path,
+    output: Path,
+    save_seconds: float,
+    num_threads: int,
 ) -> Iterator[TrainingProgress]:
     """Task body: train the pretrained image tower on all tasks together."""
-    train_sets = [_train_set(task, seed, data) for task in tasks]
-    steps = train_multitask_tower(clip, train_sets, recipe, seed=seed, output=output)
-    yield from _sparsely(on_one_thread(steps))
+    steps = train_multitask_tower(
+        clip,
+        [load_image_set(path) for path in sets],
+        recipe,
+        seed=seed,
+        output=output,
+        save_seconds=save_seconds,
+    )
+    yield from _sparsely(on_threads(num_threads, steps))
 
 
 def count_steps() -> Callable[[int, TrainingProgress], tuple[int, str]]:
@@ -183,16 +239,13 @@ def count_steps() -> Callable[[int, TrainingProgress], tuple[int, str]]:
     return since_last
 
 
-def build_data(task: str, split: str, seed: int, data: Path) -> None:
-    """Task body: build one image set into the cache."""
-    load_quickstart_task(task, split, seed=seed, cache=data)
-
-
 def run_pretraining(
     experts: Experts, seed: int, data: Path, output: Path
 ) -> Iterator[TrainingProgress]:
     """Task body: pretrain on the training images of all tasks."""
-    train_sets = [_train_set(task, seed, data) for task in experts.tasks]
+    train_sets = [
+        load_quickstart_task(task, "train", seed=seed, cache=data) for task in experts.tasks
+    ]
     text, pretrain = experts.text, experts.pretrain
     steps = pretrain_clip(
         train_sets, text, pretrain, seed=seed, output=output, model=experts.backbone
@@ -201,25 +254,32 @@ def run_pretraining(
 
 
 def run_finetuning(
-    recipe: FinetuneRecipe, task: str, seed: int, data: Path, folder: Path
+    recipe: FinetuneRecipe,
+    train_set: Path,
+    seed: int,
+    clip: Path,
+    output: Path,
+    save_seconds: float,
+    num_threads: int,
 ) -> Iterator[TrainingProgress]:
     """Task body: fine-tune the pretrained image tower on one task."""
-    train_set = _train_set(task, seed, data)
+    images = load_image_set(train_set)
     steps = finetune_image_tower(
-        folder / "clip", train_set, recipe, seed=seed, output=folder / task
+        clip, images, recipe, seed=seed, output=output, save_seconds=save_seconds
     )
-    yield from _sparsely(on_one_thread(steps))
-
-
-def _train_set(task: str, seed: int, data: Path) -> ImageSet:
-    return load_quickstart_task(task, "train", seed=seed, cache=data)
+    yield from _sparsely(on_threads(num_threads, steps))
 
 
 def on_one_thread(steps: Iterator[TrainingProgress]) -> Iterator[TrainingProgress]:
     """Train on one thread of this process."""
+    yield from on_threads(1, steps)  # one worker per core; and the same sums on any machine
+
+
+def on_threads(number: int, steps: Iterator[TrainingProgress]) -> Iterator[TrainingProgress]:
+    """Train on as many threads of this process as the task has cores."""
     import torch
 
-    torch.set_num_threads(1)  # one worker per core; and the same sums on any number of cores
+    torch.set_num_threads(number)
     yield from steps
 
 

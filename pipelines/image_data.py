@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluators.clip_sets import CLIP_SETS, find_clip_set
+from evaluators.clip_sets import CLIP_SETS, ClipSet
 from evaluators.clip_sets.layouts import list_images, set_folder
 from evaluators.clip_sets.listing import Listing, named
 from evaluators.clip_sets.prepare import (
@@ -16,13 +16,14 @@ from evaluators.clip_sets.prepare import (
     prepared_name,
     start_preparation,
 )
+from evaluators.quickstart_images import QUICKSTART_TASKS
 from nan_merge.errors import ConfigError, DataError
 from nan_merge.publish import publish_folder
 from nan_merge.tasks import Task
 from pipelines.config import RunConfig
-from pipelines.experts import data_folder, prepare_sets
 from pipelines.image_towers import image_size
 from pipelines.language_benchmarks import DATA_VARIABLE, named_folder
+from pipelines.quickstart_data import data_folder, prepare_sets
 from pipelines.workers import Workers
 
 
@@ -57,13 +58,14 @@ def prepare_image_sets(
         OutputError: If the disk is full or not writable.
     """
     kept = data_folder(config.cache)
-    if not any(name in CLIP_SETS for name in names):
+    if all(name in QUICKSTART_TASKS for name in names):
         return PreparedSets(prepare_sets(names, split, config.seed, kept, workers), ())
-    return prepare_clip_sets(names, image_size(clip), config.evaluate.data, kept, workers, split)
+    sets = [config.evaluate.clip_set(name) for name in names]
+    return prepare_clip_sets(sets, image_size(clip), config.evaluate.data, kept, workers, split)
 
 
 def prepare_clip_sets(
-    names: Sequence[str],
+    sets: Sequence[ClipSet],
     size: int,
     data: Path | None,
     kept: Path,
@@ -73,7 +75,7 @@ def prepare_clip_sets(
     """Decode the images of sets to a model's size, unless an earlier run did.
 
     Args:
-        names: Of the sets.
+        sets: Which.
         size: Height and width of the model's images in pixels.
         data: Folder with a folder for each set; ``$NAN_MERGE_DATA`` if None.
         kept: Where prepared images are kept.
@@ -85,10 +87,10 @@ def prepare_clip_sets(
         DataError: If a set is missing, or has classes or images that cannot be used; all are named.
         OutputError: If the disk is full or not writable.
     """
-    listings = list_sets(names, data, split)
+    listings = list_sets(sets, data, split)
     paths: dict[str, Path] = {}
-    for name, listing in listings.items():
-        clip_set = find_clip_set(name)
+    for clip_set in sets:
+        name, listing = clip_set.name, listings[clip_set.name]
         paths[name] = target = kept / prepared_name(clip_set, listing, split, size)
         if target.is_dir():
             continue
@@ -99,7 +101,7 @@ def prepare_clip_sets(
                 Task(
                     f"{name}, images {start} to {stop}",
                     decode_part,
-                    (name, folder, split, size, staging.absolute(), start, stop),
+                    (clip_set, folder, split, size, staging.absolute(), start, stop),
                     stop - start,
                 )
                 for start, stop in parts_of(len(listing.places))
@@ -107,17 +109,19 @@ def prepare_clip_sets(
             found = workers.run_tasks(f"Decoding {name}", tasks)
             _refuse([problem for problems in found for problem in problems])
             finish_preparation(clip_set, listing, split, staging)
-    return PreparedSets(paths, tuple(_notes(listings, split)))
+    return PreparedSets(paths, tuple(_notes(sets, listings, split)))
 
 
-def list_sets(names: Sequence[str], data: Path | None, split: str = "test") -> dict[str, Listing]:
+def list_sets(
+    sets: Sequence[ClipSet], data: Path | None, split: str = "test"
+) -> dict[str, Listing]:
     """Find the images of sets; for arguments and errors see `prepare_clip_sets`."""
     listings: dict[str, Listing] = {}
     problems: list[str] = []
-    for name in names:
+    for each in sets:
         try:
-            listings[name] = list_images(find_clip_set(name), _folder_of(name, data), split)
-            problems += listings[name].problems
+            listings[each.name] = list_images(each, _folder_of(each.name, data), split)
+            problems += listings[each.name].problems
         except DataError as error:
             problems.append(str(error))
     _refuse(problems)
@@ -129,8 +133,12 @@ def _folder_of(name: str, data: Path | None) -> Path:
     if parent is None:
         raise ConfigError(
             f"Where is the data of {name}? Name a folder with one for each set under "
-            f"`evaluate.data`, or set {DATA_VARIABLE}. `nan-merge data fetch {name} DIR` gets it "
-            "where there is a hub."
+            f"`evaluate.data`, or set {DATA_VARIABLE}."
+            + (
+                f" `nan-merge data fetch {name} DIR` gets it where there is a hub."
+                if name in CLIP_SETS
+                else ""
+            )
         )
     folder = set_folder(name, parent)
     if folder is None:
@@ -144,12 +152,12 @@ def _refuse(problems: Sequence[str]) -> None:
         raise DataError("\n".join(problems[:20]) + more)
 
 
-def _notes(listings: Mapping[str, Listing], split: str) -> list[str]:
+def _notes(sets: Sequence[ClipSet], listings: Mapping[str, Listing], split: str) -> list[str]:
     notes = [f"{name}: {note}." for name, listing in listings.items() for note in listing.notes]
     other = [
-        f"{name} {len(listing.places):,} of {find_clip_set(name).num_test:,}"
-        for name, listing in listings.items()
-        if split == "test" and len(listing.places) != find_clip_set(name).num_test
+        f"{each.name} {len(listings[each.name].places):,} of {each.num_test:,}"
+        for each in sets
+        if split == "test" and len(listings[each.name].places) != each.num_test > 0
     ]
     if other:
         what = named("Other numbers of test images than those published:", other)

@@ -15,7 +15,7 @@ from nan_merge.fingerprint import digest_text
 from nan_merge.recipe import ModelReference
 from nan_merge.tasks import Task
 from pipelines.config import FineTunes
-from pipelines.experts import count_steps, on_one_thread
+from pipelines.experts import count_steps, on_one_thread, training_stage
 from pipelines.run_folder import folder_names
 from pipelines.workers import Workers
 
@@ -37,12 +37,14 @@ def train_language_models(
         for name, recipe in wanted.models.items()
     }
     missing = [name for name, folder in folders.items() if not folder.is_dir()]
+    rest = (wanted.save_seconds,)
     tasks = [
-        Task(name, run_finetuning, (base, wanted.models[name], name, seed, folders[name]), 1)
+        Task(name, run_finetuning, (base, wanted.models[name], name, seed, folders[name], *rest), 1)
         for name in missing
     ]
     total = sum(wanted.models[name].steps for name in missing)
     stage = f"Fine-tuning {len(missing)} language models"
+    stage = training_stage(stage, [folders[name] for name in missing])
     workers.run_streams(stage, tasks, total, count_steps())
     return base, tuple(
         ModelReference(path=str(folder), name=name) for name, folder in folders.items()
@@ -85,7 +87,12 @@ def unpack_base(output: Path) -> None:
 
 
 def run_finetuning(
-    base: Path, recipe: CausalRecipe | DrawnRecipe, name: str, seed: int, output: Path
+    base: Path,
+    recipe: CausalRecipe | DrawnRecipe,
+    name: str,
+    seed: int,
+    output: Path,
+    save_seconds: float,
 ) -> Iterator[TrainingProgress]:
     """Task body: fine-tune the base on one kind of exercises, or on some skills."""
     if isinstance(recipe, DrawnRecipe):
@@ -94,7 +101,9 @@ def run_finetuning(
         drawn = finetune_llava_mini(base, recipe, name=name, seed=seed, output=output)
         yield from on_one_thread(drawn)
         return
-    steps = finetune_language_model(base, recipe, name=name, seed=seed, output=output)
+    steps = finetune_language_model(
+        base, recipe, name=name, seed=seed, output=output, save_seconds=save_seconds
+    )
     yield from on_one_thread(steps)
 
 

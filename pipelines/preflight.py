@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nan_merge.errors import ConfigError
-from pipelines.config import RunConfig
+from pipelines.config import Experts, RunConfig
 from pipelines.extras import require
 
 
@@ -28,7 +28,7 @@ def check_run(config: RunConfig) -> None:
         return
     require(["ray", "open_clip", "jinja2", "matplotlib", *tracking])
     if config.experts is not None:
-        _check_backbone(config.experts.backbone)
+        _check_experts(config, config.experts)
     elif config.clip is None:
         raise ConfigError(
             "A run over your own image towers needs `clip`, the whole pretrained CLIP: its text "
@@ -41,7 +41,45 @@ def check_run(config: RunConfig) -> None:
     if config.evaluate.clip_sets:
         from pipelines.image_data import list_sets
 
-        list_sets(config.evaluate.clip_sets, config.evaluate.data)
+        evaluate = config.evaluate
+        list_sets([evaluate.clip_set(name) for name in evaluate.clip_sets], evaluate.data)
+
+
+def check_training(config: RunConfig) -> None:
+    """Refuse to train models where that would fail later, or where there is nothing to train.
+
+    Raises:
+        MissingExtraError: If a library is missing that training needs.
+        ConfigError: If the run trains no models, the backbone is unknown, or the data's folder is
+            not named.
+        DataError: If training images are missing.
+    """
+    if config.fine_tunes is not None:
+        require(["ray", "transformers"])
+    elif config.experts is not None:
+        require(["ray", "open_clip"])
+        _check_experts(config, config.experts)
+    else:
+        raise ConfigError(
+            "This run file trains nothing: it names its `models`. To fine-tune a CLIP, give "
+            "`clip` and `experts: {tasks: [...]}` instead; docs/images.md shows one."
+        )
+
+
+def _check_experts(config: RunConfig, experts: Experts) -> None:
+    if config.clip is None:
+        _check_backbone(experts.backbone)
+        return
+    from evaluators.backends.clip_sources import known_config, pretrained_repository
+
+    if config.backbone is not None:
+        known_config(config.backbone)
+    pretrained_repository(config.clip, config.backbone)
+    if config.evaluate.clip_sets:  # the tasks are then such sets, too
+        from pipelines.image_data import list_sets
+
+        sets = [config.evaluate.clip_set(task) for task in experts.tasks]
+        list_sets(sets, config.evaluate.data, "train")
 
 
 def _check_language(config: RunConfig) -> None:

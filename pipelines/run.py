@@ -182,9 +182,7 @@ def _find_models(config: RunConfig, workers: Workers) -> RunModels:
         return RunModels(config.base, config.models)
     if config.experts is not None:
         trained = train_experts(config, config.experts, workers)
-        models = RunModels(
-            str(trained.base), trained.models, trained.clip, multitask=trained.multitask
-        )
+        models = RunModels(trained.base, trained.models, trained.clip, multitask=trained.multitask)
     else:
         towers = prepare_towers(config, workers)
         models = RunModels(towers.base, towers.models, towers.clip)

@@ -26,11 +26,12 @@ class ClipSet:
 
     Attributes:
         name: As the papers write it; also the name of its folder.
-        num_test: Published number of test images.
+        num_test: Published number of test images; 0 of a set that nobody published.
         templates: CLIP prompts with ``{}`` where the class name goes.
         repository: On the Hugging Face hub, with its images in parquet.
         parquet: There, the path of a split's files, with ``{split}`` for its name.
         num_test_of_class: Published number of test images of each class, where it is known.
+        classes: Of a set of one's own: each class' name in prompts, and what data calls it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ClipSet:
     repository: str
     parquet: str = "data/{split}-*.parquet"
     num_test_of_class: tuple[int, ...] = ()
+    classes: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -52,6 +54,8 @@ class ClipSet:
 
     @cached_property
     def _lines(self) -> Sequence[list[str]]:
+        if self.classes:
+            return [[name] if name == folder else [name, folder] for name, folder in self.classes]
         # Each line: the class name in prompts, and what its folder is called if that differs.
         text = (_CLASS_NAMES / f"{self.name}.tsv").read_text(encoding="utf-8")
         return [line.split("\t") for line in text.splitlines()]

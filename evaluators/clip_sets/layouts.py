@@ -25,8 +25,10 @@ Finder = Callable[[ClipSet, Path, str], Listing | None]
 
 def set_folder(name: str, data: Path) -> Path | None:
     """Where a set lies in a folder of data: under its name, or what its copies are called."""
-    clip_set = CLIP_SETS[name]
-    others = (name.lower(), clip_set.repository.partition("/")[2], *_OTHER_FOLDERS.get(name, ()))
+    others: tuple[str, ...] = ()
+    if name in CLIP_SETS:
+        repository = CLIP_SETS[name].repository.partition("/")[2]
+        others = (name.lower(), repository, *_OTHER_FOLDERS.get(name, ()))
     return next((data / each for each in (name, *others) if (data / each).is_dir()), None)
 
 

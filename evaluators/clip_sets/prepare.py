@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluators.clip_sets import CLIP_SETS, ClipSet
+from evaluators.clip_sets import ClipSet
 from evaluators.clip_sets.layouts import list_images
 from evaluators.clip_sets.listing import Listing
 from evaluators.clip_sets.pictures import fit_picture, open_picture, picture_digest
@@ -36,6 +36,8 @@ IMAGES_PER_PART = 1000
 def prepared_name(clip_set: ClipSet, listing: Listing, split: str, size: int) -> str:
     """Name of the prepared folder: changes with the files, their sizes and their times."""
     digest = hashlib.sha256(f"{DATA_VERSION} {version('pillow')} {listing.layout}".encode())
+    if clip_set.classes:  # of a set of one's own they may change; templates are in the header, too
+        digest.update(json.dumps([clip_set.classes, clip_set.templates]).encode())
     for path in listing.files:
         status = path.stat()
         digest.update(f"{path.absolute()} {status.st_size} {status.st_mtime_ns}\n".encode())
@@ -65,7 +67,7 @@ def parts_of(num_images: int) -> list[tuple[int, int]]:
 
 
 def decode_part(
-    name: str, folder: Path, split: str, size: int, staging: Path, start: int, stop: int
+    clip_set: ClipSet, folder: Path, split: str, size: int, staging: Path, start: int, stop: int
 ) -> list[str]:
     """Task body: decode the images from ``start`` to ``stop`` into their places.
 
@@ -79,7 +81,7 @@ def decode_part(
     note = _note_path(staging, start)
     if note.is_file():
         return []
-    listing = _list_once(name, folder, split)
+    listing = _list_once(clip_set, folder, split)
     problems: list[str] = []
     rows: list[tuple[str, str]] = []
     with explain_write_errors(staging / PIXELS), (staging / PIXELS).open("r+b") as file:
@@ -149,8 +151,8 @@ def _sample_ids(start: str, pictures: Sequence[str], labels: Sequence[int]) -> l
 
 
 @lru_cache(maxsize=1)  # a worker decodes one set after another
-def _list_once(name: str, folder: Path, split: str) -> Listing:
-    return list_images(CLIP_SETS[name], folder, split)
+def _list_once(clip_set: ClipSet, folder: Path, split: str) -> Listing:
+    return list_images(clip_set, folder, split)
 
 
 def _first_byte(path: Path) -> int:

@@ -1,9 +1,9 @@
-"""What the two training stages share: batches, augmentation, one optimiser step, progress."""
+"""What the trainings share: batches, augmentation, one optimiser step, progress."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,16 +42,40 @@ def pad_images(image_set: ImageSet, margin: int) -> Tensor:
 
     Done once a run, so that ``shift_images`` is only indexing.
     """
+    return _padded(image_set.images, margin)
+
+
+def padded_rows(image_set: ImageSet, margin: int) -> Callable[[Tensor], Tensor]:
+    """A function that gives the images of these rows as `pad_images` does.
+
+    A set that is mapped into memory may be larger than it, so each batch is padded by itself.
+    """
+    if isinstance(image_set.images, np.memmap):
+        return lambda rows: _padded(image_set.images[rows.numpy()], margin)
+    padded = pad_images(image_set, margin)
+    return lambda rows: padded[rows]
+
+
+def _padded(images: np.ndarray, margin: int) -> Tensor:
     # numpy repeats edges twenty times faster than torch, which knows how for floats only.
-    padded = np.pad(image_set.images, ((0, 0), (margin,) * 2, (margin,) * 2, (0, 0)), mode="edge")
+    padded = np.pad(images, ((0, 0), (margin,) * 2, (margin,) * 2, (0, 0)), mode="edge")
     return torch.from_numpy(padded).permute(0, 3, 1, 2).contiguous()
+
+
+def draw_corners(num_images: int, margin: int, generator: torch.Generator) -> Tensor:
+    """Where each image is cut out: int64 (2, n, 1), rows and columns from 0 to 2m."""
+    return torch.randint(2 * margin + 1, (2, num_images, 1), generator=generator)
 
 
 def shift_images(padded: Tensor, margin: int, generator: torch.Generator) -> Tensor:
     """Cut each image out at its own random place: uint8 (n, 3, height, width)."""
+    return cut_images(padded, margin, draw_corners(len(padded), margin, generator))
+
+
+def cut_images(padded: Tensor, margin: int, corners: Tensor) -> Tensor:
+    """Cut each image out at its corner, as `draw_corners` gives them: uint8 (n, 3, h, w)."""
     num_images, _, height, width = padded.shape
     height, width = height - 2 * margin, width - 2 * margin
-    corners = torch.randint(2 * margin + 1, (2, num_images, 1), generator=generator)
     rows = (corners[0] + torch.arange(height))[:, None, :, None]  # (n, 1, height, 1)
     columns = (corners[1] + torch.arange(width))[:, None, None, :]  # (n, 1, 1, width)
     which = torch.arange(num_images)[:, None, None, None]

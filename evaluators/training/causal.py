@@ -12,17 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from evaluators.rendering import Wording, encode
-from evaluators.training.batches import (
-    TrainingProgress,
-    adamw,
-    cosine_decay,
-    draw_batches,
-    take_step,
-    warm_up,
-)
+from evaluators.training.batches import TrainingProgress, draw_batches
 from evaluators.training.exercises import Exercise, ExerciseKind, make_exercises
+from evaluators.training.tuning import Saving, publish_trained, training_key, tune
+from nan_merge.checkpoint import open_checkpoint
 from nan_merge.errors import EvaluationError, MissingExtraError
-from nan_merge.publish import publish_folder
+from nan_merge.fingerprint import fingerprint
 from nan_merge.schema import StrictModel
 
 IGNORED = -100
@@ -58,11 +53,18 @@ class CausalRecipe(StrictModel):
 
 
 def finetune_language_model(
-    base: Path, recipe: CausalRecipe, *, name: str, seed: int, output: Path
+    base: Path,
+    recipe: CausalRecipe,
+    *,
+    name: str,
+    seed: int,
+    output: Path,
+    save_seconds: float | None = None,
 ) -> Iterator[TrainingProgress]:
     """Train every weight of a model in float32, and save it in the base's own dtype.
 
-    The same seed gives the same bytes on the same machine with the same number of threads.
+    The same seed gives the same bytes on the same machine with the same number of threads, also
+    if the training was killed in between.
 
     Args:
         base: Checkpoint folder with its tokenizer.
@@ -70,6 +72,7 @@ def finetune_language_model(
         name: What is trained, for people.
         seed: Of exercises, batches and the rows of added tokens.
         output: Checkpoint folder; appears when training has ended.
+        save_seconds: As of `finetune_image_tower`.
 
     Raises:
         OutputError: If ``output`` exists or cannot be written.
@@ -82,7 +85,7 @@ def finetune_language_model(
         raise MissingExtraError(
             "Language models need transformers: pip install 'nan-merge[language]'"
         ) from error
-    with publish_folder(output) as staging:
+    with publish_trained(output, save_seconds) as (staging, saving):
         torch.manual_seed(seed)
         tokenizer: Any = AutoTokenizer.from_pretrained(base, local_files_only=True)
         model: Any = AutoModelForCausalLM.from_pretrained(base, local_files_only=True, dtype="auto")
@@ -93,7 +96,12 @@ def finetune_language_model(
             model.resize_token_embeddings(len(tokenizer))
         exercises = make_exercises(recipe.exercises, recipe.num_exercises, seed)
         rows = [encode_exercise(tokenizer, each, recipe.max_tokens) for each in exercises]
-        for step, loss in enumerate(_train(model, rows, recipe, seed), start=1):
+        key = training_key(
+            base=fingerprint(open_checkpoint(str(base))),
+            recipe=recipe.model_dump(mode="json"),
+            seed=seed,
+        )
+        for step, loss in _train(model, rows, recipe, seed, saving, key):
             yield TrainingProgress(step, recipe.steps, loss, name)
         model.to(kept_dtype).save_pretrained(staging)
         tokenizer.save_pretrained(staging)
@@ -119,35 +127,27 @@ def encode_exercise(tokenizer: Any, exercise: Exercise, max_tokens: int) -> tupl
 
 
 def _train(
-    model: Any, rows: Sequence[tuple[Tensor, Tensor]], recipe: CausalRecipe, seed: int
-) -> Iterator[float]:
-    generator = torch.Generator().manual_seed(seed)
-    batches = draw_batches(len(rows), recipe.batch_size, generator)
-    optimizer = adamw(
-        model.parameters(),
-        learning_rate=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        betas=(0.9, 0.95),
-    )
-    model.train()
-    for step in range(recipe.steps):
-        ids, labels = _pad([rows[place] for place in next(batches).tolist()])
+    model: Any,
+    rows: Sequence[tuple[Tensor, Tensor]],
+    recipe: CausalRecipe,
+    seed: int,
+    saving: Saving | None,
+    key: str,
+) -> Iterator[tuple[int, float]]:
+    def loss_of(drawn: Tensor) -> Tensor:
+        ids, labels = _pad([rows[place] for place in drawn.tolist()])
         with torch.autocast(
             model.device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16"
         ):
             # Padding stands behind every token that counts, where a causal model sees none of it.
             logits = model(input_ids=ids).logits[:, :-1].float()
-        loss = functional.cross_entropy(
+        return functional.cross_entropy(
             logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
         )
-        share = warm_up(step, recipe.warmup_steps) * cosine_decay(step, recipe.steps)
-        yield take_step(
-            optimizer,
-            loss,
-            learning_rate=recipe.learning_rate * share,
-            max_grad_norm=recipe.max_grad_norm,
-        )
-    model.eval()
+
+    generator = torch.Generator().manual_seed(seed)
+    draws = draw_batches(len(rows), recipe.batch_size, generator)
+    yield from tune(model, recipe, draws, loss_of, beta2=0.95, saving=saving, key=key)
 
 
 def _pad(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

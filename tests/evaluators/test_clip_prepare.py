@@ -44,7 +44,7 @@ def prepared(name: str, folder: Path, staging: Path, size: int = 32) -> ImageSet
     staging.mkdir(exist_ok=True)
     start_preparation(staging, len(listing.places), size)
     for start, stop in parts_of(len(listing.places)):
-        assert decode_part(name, folder, "test", size, staging, start, stop) == []
+        assert decode_part(CLIP_SETS[name], folder, "test", size, staging, start, stop) == []
     finish_preparation(clip_set, listing, "test", staging)
     return load_image_set(staging)
 
@@ -101,7 +101,7 @@ def test_a_killed_preparation_goes_on_where_it_stood(tmp_path, monkeypatch):
     staging = tmp_path / "killed"
     staging.mkdir()
     start_preparation(staging, 10, 32)
-    decode_part("EuroSAT", tmp_path / "set", "test", 32, staging, 4, 8)
+    decode_part(CLIP_SETS["EuroSAT"], tmp_path / "set", "test", 32, staging, 4, 8)
     decoded: list[str] = []
     real = prepare.open_picture
 
@@ -125,7 +125,7 @@ def test_every_broken_image_is_named_and_its_part_is_done_again(tmp_path):
     staging = tmp_path / "done"
     staging.mkdir()
     start_preparation(staging, 10, 32)
-    problems = decode_part("EuroSAT", tmp_path / "set", "test", 32, staging, 0, 10)
+    problems = decode_part(CLIP_SETS["EuroSAT"], tmp_path / "set", "test", 32, staging, 0, 10)
     assert [Path(each.partition(":")[0]).parent.name for each in problems] == ["forest", "river"]
     for each, content in good.items():
         (folder / each / "0.png").write_bytes(content)

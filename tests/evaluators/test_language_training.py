@@ -128,6 +128,27 @@ def finetune(base: Path, output: Path, seed: int = 0, **changes: Any) -> list[fl
     return [step.loss for step in steps]
 
 
+def test_a_stopped_finetuning_goes_on_and_gives_the_same_bytes(base: Path, tmp_path: Path):
+    recipe = RECIPE.model_copy(update={"added_tokens": ("[PAD]",)})
+
+    def steps(output: Path, save_seconds: float | None) -> Any:
+        return finetune_language_model(
+            base, recipe, name="tiny", seed=0, output=output, save_seconds=save_seconds
+        )
+
+    list(steps(tmp_path / "whole", None))
+    stopped = steps(tmp_path / "stopped", 0)
+    next(stopped), next(stopped)
+    stopped.close()
+    assert [each.step for each in steps(tmp_path / "stopped", 0)] == [2, 3]
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "stopped" / name).read_bytes() == (
+            tmp_path / "whole" / name
+        ).read_bytes()
+
+
 def test_the_loss_is_on_the_answer_and_on_its_end_alone(base: Path):
     tokenizer = load_tokenizer(base)
     ids, labels = encode_exercise(tokenizer, Exercise("the fox", " jumps"), 256)

@@ -18,7 +18,17 @@ from pipelines.results import write_results
 
 RECIPE = "base: ./b\nmodels: [./m1, ./m2]\nmethod: ties\n"
 RUN = "name: q\nmodels: [./m1, ./m2]\nbase: ./b\nevaluate: {benchmarks: [digits]}\n"
-COMMANDS = ["run", "merge", "plan", "coefficients", "inspect", "verify", "show", "schema"]
+COMMANDS = [
+    "run",
+    "finetune",
+    "merge",
+    "plan",
+    "coefficients",
+    "inspect",
+    "verify",
+    "show",
+    "schema",
+]
 CLI = [sys.executable, "-m", "pipelines.cli"]
 
 
