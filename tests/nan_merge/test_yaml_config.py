@@ -109,6 +109,27 @@ def test_scalars_are_those_of_yaml_1_2(load, text, field, value):
             ],
         ),
         (
+            "base: ./b\nmodels: [./a]\nmethod: {name: TIES}\n",
+            [
+                f"r.yaml:3:10: method.name: found 'TIES', expected {METHOD_NAMES}; "
+                "did you mean 'ties'?"
+            ],
+        ),
+        (
+            "models: [./a, ./b]\nmethod: linear\n",
+            [
+                f"r.yaml:2:1: method: found 'linear', expected {METHOD_NAMES}; "
+                "'linear' is called 'average' here"
+            ],
+        ),
+        (
+            "base: ./b\nmodels: [./a]\nmethod: {name: NAN}\n",
+            [
+                f"r.yaml:3:10: method.name: found 'NAN', expected {METHOD_NAMES}; NAN makes "
+                "coefficients, for any method: write `coefficients: nan` beside it"
+            ],
+        ),
+        (
             "base: ./b\nmodels: [./a]\nmethod: {density: 0.1}\n",
             ["r.yaml:3:1: method: found a section without `name`, expected `name` to tell which"],
         ),
