@@ -281,7 +281,8 @@ class MergeRecipe(StrictModel):
                 (row.fewest_models, None): f"at least {row.fewest_models}",
                 (row.fewest_models, row.fewest_models): f"exactly {row.fewest_models}",
             }.get((row.fewest_models, row.most_models), f"at most {row.most_models}")
-            raise ValueError(f"method {self.method.name} merges {wanted} models, not {num_models}")
+            noun = "model" if wanted.endswith(" 1") else "models"
+            raise ValueError(f"method {self.method.name} merges {wanted} {noun}, not {num_models}")
 
     def _method_takes_these_coefficients(self) -> None:
         source, row = self.coefficients, METHODS[self.method.name].for_options(self.method)
