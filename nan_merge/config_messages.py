@@ -151,7 +151,8 @@ def _line(group: Sequence[_Problem], document: Document) -> str:
         # Only in the long form; a short form has no key to point at.
         path = (*path, key) if (*path, key) in document.places else path
     name = field_name(path)
-    return f"{document.place(path)}: {f'{name}: ' if name else ''}{_sentence(group)}"
+    begin = f"{document.place(path)}: {f'{name}: ' if name else ''}"
+    return "\n".join(begin + sentence for sentence in _sentence(group).split("\n"))
 
 
 def _sentence(group: Sequence[_Problem]) -> str:

@@ -136,7 +136,8 @@ def compute_costs(plan: MergePlan) -> dict[str, float]:
     """
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # no disk to wait for
     with suppress(OSError, NanMergeError), tempfile.TemporaryDirectory(dir=memory) as folder:
-        _try_out(plan, Path(folder) / "warm", WARM_ELEMENTS)  # the first time, loops are compiled and loaded
+        # The first time, loops are compiled and loaded.
+        _try_out(plan, Path(folder) / "warm", WARM_ELEMENTS)
         small = _try_out(plan, Path(folder) / "small", PROBE_ELEMENTS // 8)
         large = _try_out(plan, Path(folder) / "large", PROBE_ELEMENTS)
         return {label: _seconds_per_byte(small[label], trial) for label, trial in large.items()}
