@@ -79,6 +79,14 @@ def test_why_a_run_failed(tmp_path: Path, events: EventLog):
     assert "error: model [x] is broken. Mend it." in shown(tmp_path)
 
 
+def test_a_run_that_was_interrupted_says_so(tmp_path: Path, events: EventLog):
+    with suppress(KeyboardInterrupt), events.run("mine", 0):
+        raise KeyboardInterrupt
+    text = shown(tmp_path)
+    assert "error: interrupted by Ctrl-C" in text
+    assert "Run the same command again" in text
+
+
 def test_only_the_last_run_counts_even_after_half_a_line(tmp_path: Path, events: EventLog):
     in_the_middle(events)
     with (tmp_path / EVENTS_NAME).open("a") as file:
