@@ -118,6 +118,15 @@ def test_a_folder_without_a_run_says_so(tmp_path: Path):
         read_status(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "line", ['{"event": "run begun"}', '{"event": "run begun", "time": 1, "seed": "x"}']
+)
+def test_events_that_make_no_sense_are_called_damaged(tmp_path: Path, line: str):
+    (tmp_path / EVENTS_NAME).write_text(line + "\n")
+    with pytest.raises(DataError, match=r"events.jsonl is damaged \((Key|Value)Error"):
+        read_status(tmp_path)
+
+
 def test_passwords_do_not_reach_the_log(tmp_path: Path, events: EventLog):
     events.write("run failed", error="cannot reach http://me:secret@host/")
     assert [event["error"] for event in read_events(tmp_path / EVENTS_NAME)] == [
