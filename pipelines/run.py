@@ -230,7 +230,8 @@ def make_merges(
     def run_tasks(tasks: Sequence[Task]) -> list[Any]:
         label = tasks[0].label if tasks else ""
         if label == "merge":
-            name = f"Merging {len(outputs)} checkpoints"
+            number = len(tasks[0].arguments[0])  # those that are merged in one reading
+            name = f"Merging {number} checkpoint{'' if number == 1 else 's'}"
             return workers.run_tasks(name, tasks, "merge")
         names = {"norms": "Measuring norms", "magnitudes": "Counting magnitudes"}
         names |= {"thresholds": "Finding thresholds", "signs": "Counting signs"}

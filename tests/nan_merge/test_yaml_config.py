@@ -109,6 +109,27 @@ def test_scalars_are_those_of_yaml_1_2(load, text, field, value):
             ],
         ),
         (
+            "base: ./b\nmodels: [./a]\nmethod: {name: TIES}\n",
+            [
+                f"r.yaml:3:10: method.name: found 'TIES', expected {METHOD_NAMES}; "
+                "did you mean 'ties'?"
+            ],
+        ),
+        (
+            "models: [./a, ./b]\nmethod: linear\n",
+            [
+                f"r.yaml:2:1: method: found 'linear', expected {METHOD_NAMES}; "
+                "'linear' is called 'average' here"
+            ],
+        ),
+        (
+            "base: ./b\nmodels: [./a]\nmethod: {name: NAN}\n",
+            [
+                f"r.yaml:3:10: method.name: found 'NAN', expected {METHOD_NAMES}; NAN makes "
+                "coefficients, for any method: write `coefficients: nan` beside it"
+            ],
+        ),
+        (
             "base: ./b\nmodels: [./a]\nmethod: {density: 0.1}\n",
             ["r.yaml:3:1: method: found a section without `name`, expected `name` to tell which"],
         ),
@@ -182,6 +203,17 @@ def test_scalars_are_those_of_yaml_1_2(load, text, field, value):
         (
             "base: ./b\nmodels: [./m1, ./m2]\nmethod: {name: ties, density: [0.1, 0.2, 0.3]}\n",
             ["r.yaml:1:1: method.density has 3 numbers for 2 models; give one number, or one each"],
+        ),
+        (
+            "models: [./m1, ./m2, ./m3]\nmethod: slerp\nconfig: m4\n"
+            "coefficients: {source: fixed, values: [1], scale: norm}\n",
+            [
+                "r.yaml:1:1: 1 coefficients for 3 models; give one each",
+                "r.yaml:1:1: method slerp merges exactly 2 models, not 3",
+                "r.yaml:1:1: method slerp with these coefficients needs a `base`",
+                "r.yaml:1:1: config: 'm4' is neither `base` nor a model of this recipe "
+                "(m1, m2, m3)",
+            ],
         ),
         (GOOD + "base: 5\n", ["r.yaml:4:1: base: found twice, first on line 1; expected once"]),
         (
