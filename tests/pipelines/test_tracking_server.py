@@ -17,7 +17,9 @@ from rich.console import Console
 from nan_merge.errors import ConfigError, DataError
 from pipelines.config import RunConfig, Track
 from pipelines.outbox import PENDING_NAME, read_pending
+from pipelines.records import safe_key
 from pipelines.results import RunResults, SweepPoint, write_results
+from pipelines.sweep_records import find_record
 from pipelines.track_sync import mark_passed, sync_command, sync_run, usable_uri
 from pipelines.tracking import TrackingError, track_run
 from tests.mlflow_server import HAS_AUTHENTICATION, PASSWORD, USER, Server, free_port, serving
@@ -249,12 +251,15 @@ def test_what_passed_the_gate_gets_an_alias(server: Server, swept: RunResults, t
     track = Track(uri=server.url)
     files = finished_run(swept, tmp_path, track)
     track_run(swept, tmp_path, track, **files)
-    verdict = {"margin": "0.01", "baseline": "TA"}
+    verdict = {"margin": "0.01", "baseline": "TA", "margin/wemath: score (strict)": "2"}
     assert mark_passed(tmp_path, "TIES", config=track, verdict=verdict) == f"{swept.name} version 1"
     client = client_of(server)
     version = client.get_model_version_by_alias(swept.name, "passed")
     assert version.tags["nan_merge.merge"] == "TIES"
     assert version.tags["nan_merge.gate.margin"] == "0.01"
+    # MLflow refuses some of the signs that names of benchmarks have.
+    kept = safe_key("wemath: score (strict)")
+    assert version.tags[f"nan_merge.gate.margin/{kept}"] == "2"
     sent = {file.path for file in client.list_artifacts(version.run_id, "checkpoint")}
     assert "checkpoint/model.safetensors" not in sent  # unless it is asked for
     mark_passed(tmp_path, "TA", config=track)
@@ -282,6 +287,19 @@ def test_what_cannot_be_marked_is_said(swept: RunResults, tmp_path: Path):
         mark_passed(tmp_path, "base", config=Track())
     with pytest.raises(DataError, match="cannot be read"):
         mark_passed(tmp_path / "nowhere", "TIES")
+
+
+def test_the_record_of_a_swept_merge_is_found_by_its_whole_name(tmp_path: Path):
+    names = ("TA + NAN (τ)", 'TA, "fixed"', "TA")
+    for number, name in enumerate(names):
+        folder = tmp_path / "points" / str(number)
+        folder.mkdir(parents=True)
+        (folder / "point.json").write_text(json.dumps({"name": name}))
+    (tmp_path / "points" / "damaged").mkdir()
+    (tmp_path / "points" / "damaged" / "point.json").write_text("{")
+    for number, name in enumerate(names):
+        assert find_record(tmp_path, name) == tmp_path / "points" / str(number)
+    assert find_record(tmp_path, "fixed") is None
 
 
 def test_two_folders_are_sent_although_one_fails(server: Server, swept: RunResults, tmp_path: Path):
