@@ -17,8 +17,11 @@ from pipelines.cli import app
 from pipelines.language_benchmarks import open_benchmark
 from pipelines.language_command import rescore_command
 from pipelines.language_config import BenchmarkSpec
+from pipelines.language_evaluate import LanguageCandidate, answer_benchmarks
 from pipelines.language_records import find_records
+from tests.language_checkpoints import make_tiny_llama
 from tests.language_evaluations import (
+    TRANSFORMERS,
     Here,
     Killed,
     ask,
@@ -70,6 +73,33 @@ def test_a_model_is_loaded_once_for_all_benchmarks_and_asked_nothing_twice(work,
     again = ask(work, workers, "kept", BenchmarkSpec(name="mmlu"), gsm8k())
     assert workers.loaded == ["tiny"]
     assert again == records
+
+
+def test_what_the_same_run_with_another_seed_answered_is_taken_over(work, workers):
+    opened = [open_benchmark(gsm8k(), work / "data")]
+
+    def answered(model: str, folder: str, *earlier: str):
+        others = tuple(work / each for each in earlier)
+        candidate = LanguageCandidate("tiny", str(work / model), work / folder, earlier=others)
+        (record,) = answer_benchmarks(
+            [candidate],
+            opened,
+            TRANSFORMERS.options(),
+            workers,  # type: ignore[arg-type]
+        ).values()
+        return record
+
+    first = answered("model", "seed0")
+    workers.asked.clear()
+    second = answered("model", "seed1", "none", "seed0")
+    assert workers.asked == []
+    assert second.path.read_bytes() == first.path.read_bytes()
+    assert [each.path for each in find_records(work / "seed1")] == [second.path]
+    # Other weights are asked, and the record of the first ones is not taken for theirs.
+    make_tiny_llama(work / "drawn", seed=5)
+    third = answered("drawn", "seed2", "seed0")
+    assert len(workers.asked) == 6
+    assert third.info.key != first.info.key
 
 
 @pytest.mark.parametrize("killed_after", [0, 2, 3, 5])
