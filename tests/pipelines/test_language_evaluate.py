@@ -15,7 +15,7 @@ from nan_merge.errors import ConfigError, DataError
 from pipelines import language_command
 from pipelines.cli import app
 from pipelines.language_benchmarks import open_benchmark
-from pipelines.language_command import rescore_command
+from pipelines.language_command import evaluate_command, rescore_command
 from pipelines.language_config import BenchmarkSpec
 from pipelines.language_evaluate import LanguageCandidate, answer_benchmarks
 from pipelines.language_records import find_records
@@ -164,6 +164,14 @@ def test_the_table_has_averages_errors_and_rates_and_the_json_says_the_same(work
     (record,) = [each for each in find_records(work / "out") if each.info.benchmark == "gsm8k"]
     cut_off = [each.finish_reason == "length" for each in record.answers()]
     assert written["truncation_rate"] == sum(cut_off) / 6 > 0
+
+
+def test_the_folder_where_one_stands_is_called_by_its_name(work, workers, monkeypatch):
+    monkeypatch.chdir(work / "model")
+    console = silent_console()
+    evaluate_command(".", [gsm8k(limit=1)], TRANSFORMERS, console, data=work / "data")
+    assert (work / "model" / "runs" / "evaluations" / "model" / "scores.json").is_file()
+    assert "model" in console.export_text().splitlines()[0]
 
 
 def test_subsets_have_scores_of_their_own_and_no_average(work, workers):
