@@ -53,6 +53,7 @@ def finished_run(results: RunResults, folder: Path, track: Track) -> dict[str, d
     (folder / "plots").mkdir()
     (folder / "plots" / "accuracy.svg").write_text("<svg/>")
     (folder / "report.html").write_text("<html/>")
+    (folder / "comparison.json").write_text("{}")
     config = {
         "name": results.name,
         "base": "b",
@@ -126,10 +127,14 @@ def test_a_server_holds_the_whole_run(server: Server, swept: RunResults, tmp_pat
         "benchmark": 6,
     }
     assert {run.info.status for found in runs.values() for run in found} == {"FINISHED"}
+    # The page shows how long a run took: not how long it took to record it.
+    lengths = {r.info.end_time - r.info.start_time for found in runs.values() for r in found}
+    assert lengths == {0}
     (parent,) = runs["run"]
     assert parent.data.tags["mlflow.source.git.commit"] == "c0ffee"
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert {"report.html", "environment.txt", "plots", "config.yaml"} <= artifacts
+    wanted = {"report.html", "environment.txt", "plots", "config.yaml", "comparison.json"}
+    assert wanted <= artifacts
     child = next(run for run in runs["model"] if run.info.run_name == "TIES")
     assert child.data.metrics["dev/average"] == 0.72
     assert child.data.params["sweep/coefficients.lambda"] == "0.5"
