@@ -161,8 +161,9 @@ def _sentence(group: Sequence[_Problem]) -> str:
         return _unknown_key(first)
     if first.kind == "missing":
         return "is missing, expected a value"
-    if first.kind == "value_error":
-        return first.message.removeprefix("Value error, ")
+    # Whatever else a union would take: this member's form fits, and what it says is wrong.
+    if refused := [problem for problem in group if problem.kind == "value_error"]:
+        return refused[0].message.removeprefix("Value error, ")
     if first.kind == "union_tag_not_found":
         key = str(first.context["discriminator"]).strip("'")
         return f"found {describe(first.found)} without `{key}`, expected `{key}` to tell which"

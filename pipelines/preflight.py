@@ -173,5 +173,5 @@ def _check_backbone(backbone: str) -> None:
         near = did_you_mean(backbone, [*own, *known])
         raise ConfigError(
             f"experts.backbone: {backbone!r} is neither a model of this package "
-            f"({', '.join(own)}) nor one that open_clip knows{near}."
+            f"({', '.join(own)}) nor one that open_clip knows{near or '.'}"
         )

@@ -6,7 +6,7 @@ import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nan_merge.errors import ConfigError
 from nan_merge.methods import METHODS
@@ -54,6 +54,29 @@ def test_short_forms_are_read(load):
     assert [model.name for model in recipe.models] == ["m1", "m2"]
     assert recipe.method.name == "ties"
     assert recipe.coefficients.values == (0.3, 0.001)
+
+
+class Span(StrictModel):
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _goes_upwards(self) -> "Span":
+        if self.high < self.low:
+            raise ValueError("goes down; exchange the two")
+        return self
+
+
+class Spans(StrictModel):
+    of: tuple[float, ...] | Span
+
+
+def test_what_a_section_of_a_union_refuses_is_said_in_its_words(problems):
+    text = "of: {low: 2, high: 1}\n"
+    assert problems(text, schema=Spans) == ["r.yaml:1:1: of: goes down; exchange the two"]
+    assert problems("of: 1\n", schema=Spans) == [
+        "r.yaml:1:1: of: found 1, expected a list or a section of keys and values"
+    ]
 
 
 class Plain(StrictModel):
