@@ -88,7 +88,7 @@ def parse_options(text: str) -> tuple[str, ...]:
     starts = list(re.finditer(r"(?:^|[;；]\s*|\s)([A-H])[.．、]", text))
     found: list[str] = []
     ends = [*(match.start() for match in starts[1:]), len(text)]
-    for match, end in zip(starts, ends, strict=True):
+    for match, end in zip(starts, ends, strict=False):  # without a start there is an end too many
         if match[1] == LETTERS[len(found)]:
             found.append(text[match.end() : end].strip(" ;；"))
     return tuple(found)
@@ -112,7 +112,7 @@ def _sample(row: PictureRow) -> Sample:
     if not raw:  # VLMEvalKit's table has a column for each
         raw = "; ".join(f"{label}. {each}" for label, each in zip(LETTERS, options, strict=False))
     if len(options) < 2:  # malformed: the letters are known, their texts are not
-        options = tuple("" for _ in range(max(5, LETTERS.index(row.text("answer").strip()) + 1)))
+        options = ("",) * max(5, LETTERS.find(row.text("answer").strip()) + 1)
     key, problem = row.text("key"), row.text("ID")
     if key not in KEYS:
         raise DataError(f"{row.place}: key {key!r} is none of {', '.join(KEYS)}")
