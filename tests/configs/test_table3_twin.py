@@ -193,14 +193,13 @@ def test_base_and_merges_see(twin, benchmark):
 
 
 def test_letters_and_numbers_are_both_answered(twin):
-    for model in (PRETRAINED, "counting", *(merge.name for merge in twin.config.merges)):
-        right = twin.right(model, "mathvista")
-        numbers = [value for s, value in right.items() if twin.questions[s].gold in "1234"]
-        letters = [value for s, value in right.items() if twin.questions[s].gold in "ABCD"]
-        assert len(numbers) == len(letters) == NUM_SAMPLES // 2
-        assert chance_of(numbers) < 1e-3, model
-        if model != "counting":
-            assert chance_of(letters) < NEVER, model
+    merges = [merge.name for merge in twin.config.merges]
+    for gold, models in (("ABCD", [PRETRAINED, *TUNED, *merges]), ("1234", ["counting", *merges])):
+        for model in models:
+            answered = twin.right(model, "mathvista").items()
+            right = [value for sample, value in answered if twin.questions[sample].gold in gold]
+            assert len(right) == NUM_SAMPLES // 2
+            assert chance_of(right) < NEVER, (model, gold)
 
 
 @pytest.mark.parametrize(("model", "skill"), list(TUNED.items()))
