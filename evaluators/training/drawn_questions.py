@@ -82,7 +82,7 @@ def write_drawn_benchmarks(folder: Path, num_samples: int, seed: int) -> None:
     """
     random = np.random.default_rng(seed)
     _write_table(folder / "ai2d" / "AI2D_TEST.tsv", ("colour", "place"), num_samples, random)
-    _write_table(folder / "geoqa" / "geoqa_test.tsv", ("colour", "count"), num_samples, random)
+    _write_table(folder / "geoqa" / "geoqa_test.tsv", ("count",), num_samples, random)
     _write_mathvista(folder / "mathvista", num_samples, random)
     _write_wemath(folder / "wemath", num_samples, random)
 
