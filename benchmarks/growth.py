@@ -36,8 +36,9 @@ GROWING: dict[str, dict[str, Any]] = {
     "TIES": {"method": {"name": "ties", "density": 0.2}, "coefficients": {"lambda": 0.3}},
 }
 # For the table of memory: options beside a method's name, with which it takes elements or rows.
+# Fisher merging reads statistics too, which these models do not have.
 SMALL_UNITS: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in METHODS if not name.startswith("breadcrumbs")),
+    *((name, {}) for name, row in METHODS.items() if row.unit != "matrix" and name != "fisher"),
     ("ties", {"dialect": "mergekit"}),
     ("dare_ties", {"dialect": "mergekit"}),
     ("model_stock", {"vectors": "row"}),

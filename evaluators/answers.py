@@ -17,8 +17,9 @@ class Answer:
         prompt_digest: First 16 hexadecimal digits of the SHA-256 of the prompt's text.
         completion: What the model wrote, stop string excluded; "" where choices were compared.
         finish_reason: "stop": it ended by itself or at a stop string; "length": it was cut off
-            after the most tokens allowed; "choice": choices were compared; "unknown": another
-            program wrote the answer down, but not how it ended.
+            after the most tokens allowed, or never begun because the prompt was too long;
+            "choice": choices were compared; "unknown": another program wrote the answer down, but
+            not how it ended.
         log_probabilities: Natural logarithms, one per choice, in their order; empty if it wrote.
             NaN of the model is kept as null and scored as an abstention.
         num_prompt_tokens: Tokens of the prompt.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
-from evaluators.answers import Answer
+from evaluators.answers import Answer, FinishReason
 from evaluators.backends.language import LanguageModel
 from evaluators.rendering import Prompt, Wording, encode, prompt_text
 from evaluators.samples import Sample
@@ -102,8 +102,8 @@ def compare_choices(
             each choice; both ways give the same but for rounding.
 
     Returns:
-        One answer per prompt. Prompts that are too long for the model, and log-probabilities that
-        are not finite, are answered by None.
+        One answer per prompt. Log-probabilities that are not finite are None; so are those of
+        prompts that are too long for the model, whose finish reason is then "length".
     """
     fitting = [place for place, each in enumerate(prompts) if each.longest <= model.max_length]
     one = [at for at in fitting if by_one_request and prompts[at].is_one_request]
@@ -128,11 +128,12 @@ def compare_choices(
 
 def _answer(prompt: ChoicePrompt, found: Sequence[float] | None) -> Answer:
     values = found if found is not None else [math.nan] * len(prompt.endings)
+    reason: FinishReason = "choice" if found is not None else "length"
     return Answer(
         sample_id=prompt.sample_id,
         prompt_digest=prompt.prompt.digest,
         completion="",
-        finish_reason="choice",
+        finish_reason=reason,
         log_probabilities=tuple(value if math.isfinite(value) else None for value in values),
         num_prompt_tokens=len(prompt.prompt.token_ids),
         num_dropped_shots=prompt.prompt.num_dropped_shots,

@@ -63,8 +63,8 @@ def compute_coefficients(
         num_elements: Tensor name -> number of its elements, for sources that divide by it.
 
     Raises:
-        CoefficientError: If a norm is zero, the weights of an average sum to 0, or `include` and
-            `exclude` leave no tensor.
+        CoefficientError: If a norm is zero, the weights of an average sum to 0, `include` and
+            `exclude` leave no tensor, or the method has no use for such coefficients.
         IncompatibleError: If the models have not the recipe's `num_layers`.
     """
     check_num_layers(recipe, tensor_names)
@@ -88,7 +88,7 @@ def compute_coefficients(
         shares = {key: _normalised(row, key) for key, row in shares.items()}
     factor = spec.lambda_ * scale
     coefficients = {key: _rounded(factor, row) for key, row in shares.items()}
-    _refuse_infinite(coefficients)
+    _refuse_useless(recipe, coefficients)
     names = tuple(model.name for model in recipe.models)
     return CoefficientTable(names, scope, alpha, coefficients, used, scale)
 
@@ -114,7 +114,7 @@ def _from_file(
         shares = {key: _normalised(row, key) for key, row in shares.items()}
     factor = recipe.coefficients.lambda_ * scale
     coefficients = {key: _rounded(factor, row) for key, row in shares.items()}
-    _refuse_infinite(coefficients)
+    _refuse_useless(recipe, coefficients)
     names = tuple(model.name for model in recipe.models)
     return CoefficientTable(names, scope, rows, coefficients, {}, scale)
 
@@ -133,12 +133,16 @@ def _rounded(factor: float, row: Sequence[float]) -> Row:
         return tuple(float(np.float32(factor * share)) for share in row)
 
 
-def _refuse_infinite(coefficients: Mapping[str, Row]) -> None:
+def _refuse_useless(recipe: MergeRecipe, coefficients: Mapping[str, Row]) -> None:
+    """Refuse numbers that are none, or that mean nothing to the recipe's method."""
     if not all(math.isfinite(number) for row in coefficients.values() for number in row):
         raise CoefficientError(
             "Some coefficients are too large for float32. Make `weight`, `lambda` or `scale` "
             "smaller."
         )
+    if refuse := METHODS[recipe.method.name].refuse:
+        for row in dict.fromkeys(coefficients.values()):
+            refuse(row)
 
 
 def _alphas(

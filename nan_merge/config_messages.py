@@ -46,6 +46,16 @@ _EXPECTED = {
     "union_tag_invalid": "{expected_tags}",
 }
 
+# What users of other tools write, a choice that shows what is asked for, and what it is here.
+_OTHER_WORDS = {
+    "linear": ("average", "'linear' is called 'average' here"),
+    "mean": ("average", "it is called 'average' here"),
+    "nan": (
+        "task_arithmetic",
+        "NAN makes coefficients, for any method: write `coefficients: nan` beside it",
+    ),
+}
+
 
 class _Problem:
     """One pydantic error and the place in the schema that it is about."""
@@ -79,8 +89,19 @@ def _is_echo(error: Any) -> bool:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``; did you mean 'density'?`` if a known name is near, else nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if not near:  # `TIES` for `ties`
+        lower = {name.lower(): name for name in names}
+        found = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.6)
+        near = [lower[name] for name in found]
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _choice_hint(word: str, choices: Sequence[str]) -> str:
+    """What a value that is none of the choices may have meant."""
+    shown, hint = _OTHER_WORDS.get(word.lower(), ("", ""))
+    return f"; {hint}" if shown in choices else did_you_mean(word, choices)
 
 
 def describe(value: Any) -> str:
@@ -130,7 +151,8 @@ def _line(group: Sequence[_Problem], document: Document) -> str:
         # Only in the long form; a short form has no key to point at.
         path = (*path, key) if (*path, key) in document.places else path
     name = field_name(path)
-    return f"{document.place(path)}: {f'{name}: ' if name else ''}{_sentence(group)}"
+    begin = f"{document.place(path)}: {f'{name}: ' if name else ''}"
+    return "\n".join(begin + sentence for sentence in _sentence(group).split("\n"))
 
 
 def _sentence(group: Sequence[_Problem]) -> str:
@@ -139,8 +161,9 @@ def _sentence(group: Sequence[_Problem]) -> str:
         return _unknown_key(first)
     if first.kind == "missing":
         return "is missing, expected a value"
-    if first.kind == "value_error":
-        return first.message.removeprefix("Value error, ")
+    # Whatever else a union would take: this member's form fits, and what it says is wrong.
+    if refused := [problem for problem in group if problem.kind == "value_error"]:
+        return refused[0].message.removeprefix("Value error, ")
     if first.kind == "union_tag_not_found":
         key = str(first.context["discriminator"]).strip("'")
         return f"found {describe(first.found)} without `{key}`, expected `{key}` to tell which"
@@ -149,7 +172,7 @@ def _sentence(group: Sequence[_Problem]) -> str:
     hint = ""
     if isinstance(first.found, str | dict):
         choices = [choice for text in expected for choice in re.findall(r"'([^']*)'", text)]
-        hint = did_you_mean(str(_tag(first)), choices)
+        hint = _choice_hint(str(_tag(first)), choices)
     if first.kind == "string_type" and isinstance(first.found, int | float):
         hint = "; put it in quotes"
     return f"found {found}, expected {_join(expected)}{hint}"

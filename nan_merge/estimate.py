@@ -37,6 +37,7 @@ PIECE_BYTES, SYNCED_BYTES = 1 << 20, 8 << 20
 MOST_READ_BYTES, MOST_WRITTEN_BYTES = 64 << 20, 64 << 20
 MOST_SECONDS = 0.25  # for each of reading and writing
 PROBE_ELEMENTS = 1 << 22  # of all invented tensors together
+WARM_ELEMENTS = 1 << 12  # more than one for each model, which has no variance
 HASH_SECONDS_PER_BYTE = 2e-10
 # Later passes find the inputs in memory if they leave room there.
 CACHED_SHARE = 0.5
@@ -135,7 +136,8 @@ def compute_costs(plan: MergePlan) -> dict[str, float]:
     """
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # no disk to wait for
     with suppress(OSError, NanMergeError), tempfile.TemporaryDirectory(dir=memory) as folder:
-        _try_out(plan, Path(folder) / "warm", 1)  # the first time, loops are compiled and loaded
+        # The first time, loops are compiled and loaded.
+        _try_out(plan, Path(folder) / "warm", WARM_ELEMENTS)
         small = _try_out(plan, Path(folder) / "small", PROBE_ELEMENTS // 8)
         large = _try_out(plan, Path(folder) / "large", PROBE_ELEMENTS)
         return {label: _seconds_per_byte(small[label], trial) for label, trial in large.items()}

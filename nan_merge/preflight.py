@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nan_merge.checkpoint import Checkpoint
+from nan_merge.device import chosen_device
 from nan_merge.errors import OutputError
 from nan_merge.layout import AlignedTensor
 from nan_merge.lora_tensor import LoraTensor
@@ -47,6 +48,7 @@ def preflight(
         NanMergeError: With every problem and its mend.
     """
     plan, problems = find_plan(recipe)
+    attempt(problems, chosen_device, recipe.device)
     if isinstance(output, str):
         attempt(problems, check_url, recipe, output, staging)
         output = local_copy(output, staging)

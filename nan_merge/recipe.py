@@ -237,15 +237,20 @@ class MergeRecipe(StrictModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> MergeRecipe:
-        values, num_models = self.coefficients.values, len(self.models)
-        if values is not None and len(values) != num_models:
-            raise ValueError(f"{len(values)} coefficients for {num_models} models; give one each")
-        check_entries(self.method, num_models)
-        if "magnitude_threshold" in METHODS[self.method.name].for_options(self.method).needs:
-            refuse_by_tensor(self.method, THRESHOLD_OF_ALL)
-        self._method_takes_these_models()
-        self._method_takes_these_coefficients()
-        self._modules_name_models()
+        problems: list[str] = []
+        for check in (
+            self._values_are_one_each,
+            self._options_fit_the_models,
+            self._method_takes_these_models,
+            self._method_takes_these_coefficients,
+            self._modules_name_models,
+        ):
+            try:
+                check()
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError("\n".join(problems))  # a line each in the message
         return self
 
     def as_json(self) -> dict[str, Any]:
@@ -256,6 +261,16 @@ class MergeRecipe(StrictModel):
                 del content[key]
         # The one field whose `null` is not what its absence means.
         return content if self.tokenizer is not None else {**content, "tokenizer": None}
+
+    def _values_are_one_each(self) -> None:
+        values, num_models = self.coefficients.values, len(self.models)
+        if values is not None and len(values) != num_models:
+            raise ValueError(f"{len(values)} coefficients for {num_models} models; give one each")
+
+    def _options_fit_the_models(self) -> None:
+        check_entries(self.method, len(self.models))
+        if "magnitude_threshold" in METHODS[self.method.name].for_options(self.method).needs:
+            refuse_by_tensor(self.method, THRESHOLD_OF_ALL)
 
     def _modules_name_models(self) -> None:
         names = [model.name for model in self.models]
@@ -281,7 +296,8 @@ class MergeRecipe(StrictModel):
                 (row.fewest_models, None): f"at least {row.fewest_models}",
                 (row.fewest_models, row.fewest_models): f"exactly {row.fewest_models}",
             }.get((row.fewest_models, row.most_models), f"at most {row.most_models}")
-            raise ValueError(f"method {self.method.name} merges {wanted} models, not {num_models}")
+            noun = "model" if wanted.endswith(" 1") else "models"
+            raise ValueError(f"method {self.method.name} merges {wanted} {noun}, not {num_models}")
 
     def _method_takes_these_coefficients(self) -> None:
         source, row = self.coefficients, METHODS[self.method.name].for_options(self.method)

@@ -17,8 +17,8 @@ from nan_merge.publish import write_text_atomically
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 ADDED_NAMES = ("added_tokens.json", "tokenizer_config.json")
 TOKENIZER_FILES = (
-    *TOKENIZER_NAMES, *ADDED_NAMES, "merges.txt", "special_tokens_map.json", "chat_template.jinja",
-    "chat_template.json",
+    *TOKENIZER_NAMES, *ADDED_NAMES, "merges.txt", "special_tokens_map.json", "spiece.model",
+    "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 PLAIN_TOKEN = {
     "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False,

@@ -77,7 +77,11 @@ def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder or hub id.")],
     benchmarks: Annotated[
         str,
-        typer.Option(metavar="NAMES", help="Comma-separated: mmlu, ceval, bbh, gsm8k."),
+        typer.Option(
+            metavar="NAMES",
+            help="Comma-separated: mmlu, ceval, ceval-test, bbh, gsm8k; of pictures mathvista, "
+            "wemath, ai2d, geoqa; or a YAML file that describes your own.",
+        ),
     ],
     profile: Annotated[
         list[str] | None,

@@ -120,7 +120,8 @@ def compare_runs(
         only: Names of the models to compare, beside the baseline; all if absent.
 
     Raises:
-        ConfigError: If there is no such baseline, or nothing to compare with it.
+        ConfigError: If there is no such baseline, nothing to compare with it, or a run is named
+            twice.
         DataError: If answers are missing or damaged, or models were not asked the same.
     """
     models, reference = _models(folders, baseline)
@@ -158,6 +159,9 @@ def compare_runs(
 
 def _models(folders: Sequence[Path], baseline: str | None) -> tuple[list[KeptModel], KeptModel]:
     """All models of the folders, under names that tell them apart, and the baseline."""
+    places = [folder.resolve() for folder in folders]
+    if twice := [each for n, each in enumerate(folders) if places[n] in places[:n]]:
+        raise ConfigError(f"{twice[0]} is named twice; a run is compared with others, not itself.")
     found = [model for folder in folders for model in find_models(folder)]
     models = _named_apart(found)
     if len(models) < 2:

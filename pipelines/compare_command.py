@@ -66,7 +66,7 @@ def compare_command(
         near = did_you_mean(flips, found.benchmarks)
         raise ConfigError(
             f"--flips {flips}: no such benchmark was compared, have "
-            f"{', '.join(found.benchmarks)}{near}."
+            f"{', '.join(found.benchmarks)}{near or '.'}"
         )
     if output is not None:
         write_comparison(found, output)

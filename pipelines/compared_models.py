@@ -138,7 +138,7 @@ def _problem_score(found: Outcomes, name: str) -> Outcomes:
         have = f"have {', '.join(names)}" if names else "it has none that can be paired"
         raise DataError(
             f"{found.model} on {found.benchmark}: there is no score {name!r}, {have}"
-            f"{did_you_mean(name, names)}."
+            f"{did_you_mean(name, names) or '.'}"
         )
     return found.by_problem[names.index(name)]
 

@@ -48,9 +48,9 @@ def _summary(found: Comparison) -> str:
     return (
         f"{others:,} models of {runs:,} run{'s' * (runs != 1)} are compared with {found.baseline} "
         f"on {len(found.benchmarks)} benchmarks, paired by sample. The 95 % interval of {better:,} "
-        f"lies above no difference, that of {worse:,} below, and {others - better - worse:,} are "
-        "not told apart from it. Among many models some intervals miss by chance: about one in "
-        "twenty."
+        f"lies above no difference, that of {worse:,} below, and {others - better - worse:,} "
+        "cannot be told apart from it. Among many models some intervals miss by chance: about one "
+        "in twenty."
     )
 
 

@@ -41,9 +41,18 @@ STYLE: dict[Any, Any] = {
 
 
 def clipped(name: str, width: int = 50) -> str:
-    """A name on one line of at most so many letters."""
+    """A name on one line of at most so many letters; of a longer one the middle is left out.
+
+    Merges of a sweep often differ in the end of their names alone.
+
+    >>> clipped("DARE, coefficients=uniform, lambda=0.5", 30)
+    'DARE, coefficients=…lambda=0.5'
+    """
     name = " ".join(name.split())
-    return name if len(name) <= width else name[: width - 1] + "…"
+    if len(name) <= width:
+        return name
+    end = width // 3
+    return f"{name[: width - 1 - end]}…{name[-end:]}"
 
 
 def bare(axis: Axes) -> None:

@@ -32,6 +32,7 @@ from nan_merge.checkpoint import open_checkpoint
 from nan_merge.errors import CheckpointError
 from nan_merge.fingerprint import digest_file, digest_text, fingerprint
 from nan_merge.tasks import Task
+from pipelines.earlier_answers import take_over
 from pipelines.image_records import ImageRecordInfo, write_image_info
 from pipelines.split import Part, everything
 from pipelines.workers import Workers
@@ -52,12 +53,14 @@ class Candidate:
         predictions: Folder of its predictions.
         identity: What `tower_identity` (or, of a language model, `model_identity`) said of its
             checkpoint, if that may be gone by now.
+        earlier: Folders of its predictions in the same run with other seeds.
     """
 
     name: str
     folder: Path
     predictions: Path
     identity: Mapping[str, str] | None = None
+    earlier: tuple[Path, ...] = ()
 
 
 def evaluate_candidates(
@@ -84,6 +87,7 @@ def evaluate_candidates(
             key = _predictions_key(model, benchmark, heads[benchmark.heads_path])
             path = predictions_path(candidate, benchmark.name)
             write_image_info(path, _info(key, candidate, benchmark, batch_size, dtype))
+            take_over(path, key, (folder / path.name for folder in candidate.earlier))
             if read_key(path) == key:
                 continue
             journal = PredictionJournal(path, key, sample_ids_of(benchmark.data_path), Prediction)

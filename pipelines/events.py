@@ -82,6 +82,8 @@ class EventLog:
             yield
         except BaseException as error:
             text = str(error) or type(error).__name__
+            if isinstance(error, KeyboardInterrupt):
+                text = "interrupted by Ctrl-C"
             self.write(f"{what} failed", **details, seconds=seconds(), error=text)
             raise
         self.write(f"{what} done", **details, seconds=seconds())

@@ -193,7 +193,7 @@ def _margins(gate: Gate, names: Sequence[str]) -> dict[str, float]:
         if name not in names:
             raise ConfigError(
                 f"gate.margins.{name}: nothing of this name is decided on, have "
-                f"{', '.join(names)}{did_you_mean(name, names)}."
+                f"{', '.join(names)}{did_you_mean(name, names) or '.'}"
             )
     lacking = [name for name in names if name not in gate.margins]
     if gate.margin is None and lacking:
@@ -212,12 +212,22 @@ def _repeats(
 
 
 def _breaches(gate: Gate, candidate: Outcomes, baseline: Outcomes) -> list[str]:
-    """Limits on rates that the candidate breaks; counted, not estimated."""
+    """Limits on rates that the candidate breaks; counted, not estimated.
+
+    Raises:
+        DataError: If a limit is set on what is not known of the candidate.
+    """
+    if gate.max_truncated is not None and not candidate.knows_truncation:
+        raise DataError(
+            f"gate.max_truncated: {_unknown_truncation([candidate])} Remove the limit, or evaluate "
+            f"{candidate.model} with `nan-merge evaluate`."
+        )
+    knows_rise = candidate.knows_truncation and baseline.knows_truncation
     found: list[str] = []
     for what, most, rise, now, before in (
         ("abstained", gate.max_abstained, gate.max_abstained_rise,
          candidate.abstained, baseline.abstained),
-        ("truncated", gate.max_truncated, gate.max_truncated_rise,
+        ("truncated", gate.max_truncated, gate.max_truncated_rise if knows_rise else None,
          candidate.truncated, baseline.truncated),
     ):  # fmt: skip
         rate, reference = float(now.mean()) * 100, float(before.mean()) * 100
@@ -227,6 +237,11 @@ def _breaches(gate: Gate, candidate: Outcomes, baseline: Outcomes) -> list[str]:
         if rise is not None and rate - reference > rise:
             found.append(f"{said}, {rate - reference:.1f} points more than the baseline")
     return found
+
+
+def _unknown_truncation(outcomes: Sequence[Outcomes]) -> str:
+    names = " and of ".join(f"{each.model} ({each.path})" for each in outcomes)
+    return f"{outcomes[0].benchmark}: whether answers were cut off is not known of {names}."
 
 
 def _notes(
@@ -239,6 +254,9 @@ def _notes(
         for name, found in candidate.items()
         if found.engine != baseline[name].engine
     ]
+    for name, found in candidate.items():
+        if unknown := [each for each in (found, baseline[name]) if not each.knows_truncation]:
+            notes.append(f"{_unknown_truncation(unknown)} No limit on that was checked.")
     flips = sum(each.difference.num_won + each.difference.num_lost for each in findings)
     if flips == 0:
         notes.append("No sample flipped: the candidate's answers are as right as the baseline's.")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.answers import Answer
+from evaluators.benchmarks.files import read_text
 from nan_merge.errors import DataError
 from pipelines.imported import (
     ImportedBenchmark,
@@ -32,16 +33,31 @@ def is_lm_eval_folder(folder: Path) -> bool:
 
 
 def read_lm_eval(folder: Path) -> list[ImportedBenchmark]:
-    """All benchmarks of the latest results in a folder, one for each filter.
+    """All benchmarks of all models, one for each filter; of a task that was repeated, the latest.
+
+    The harness makes a folder for each model, and results in it for each time that it runs.
 
     Raises:
         DataError: If files are missing or damaged, or a metric says more than right or wrong.
     """
-    path = max(folder.rglob("results_*.json"), key=lambda each: each.name)
-    results = _read_results(path)
+    benchmarks: list[ImportedBenchmark] = []
+    seen: set[tuple[Path, str]] = set()
+    paths = sorted(folder.rglob("results_*.json"), key=lambda each: each.name, reverse=True)
+    for path in paths:
+        results = _read_results(path)
+        tasks = sorted(results.get("configs") or results["results"])
+        new = [task for task in tasks if (path.parent, task) not in seen]
+        seen.update((path.parent, task) for task in new)
+        benchmarks += _read_run(path, results, new)
+    return sorted(benchmarks, key=lambda each: each.model)
+
+
+def _read_run(
+    path: Path, results: Mapping[str, Any], tasks: Sequence[str]
+) -> list[ImportedBenchmark]:
+    """Benchmarks of some tasks of one results file."""
     stamp = path.stem.removeprefix("results_")
     found: dict[tuple[str, str], list[tuple[ImportedQuestion, Answer]]] = {}
-    tasks = sorted(results.get("configs") or results["results"])
     for task in tasks:
         samples = path.parent / f"samples_{task}_{stamp}.jsonl"
         if not samples.is_file():
@@ -82,7 +98,7 @@ def _read_results(path: Path) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -95,7 +111,9 @@ def _rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
 
 
 def _model_name(results: Mapping[str, Any], path: Path) -> str:
-    name = results.get("model_name") or results.get("config", {}).get("model") or path.parent.name
+    config = results.get("config")
+    named = config.get("model") if isinstance(config, dict) else None
+    name = results.get("model_name") or named or path.parent.name
     return clean(name).rstrip("/").rpartition("/")[2] or path.parent.name
 
 

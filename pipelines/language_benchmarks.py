@@ -69,13 +69,14 @@ def find_profile(name: str, profile: str | None) -> Profile:
     known = [each for benchmark, each in PROFILES if benchmark == name]
     if not known:
         names = language_benchmark_names()
-        raise ConfigError(
-            f"No benchmark is called {name!r}, have {', '.join(names)}{did_you_mean(name, names)}."
-        )
+        near = did_you_mean(name, names) or "."
+        raise ConfigError(f"No benchmark is called {name!r}, have {', '.join(names)}{near}")
     found = PROFILES.get((name, profile or known[0]))
     if found is None:
         near = did_you_mean(profile or "", known)
-        raise ConfigError(f"{name} has no profile {profile!r}, have {', '.join(known)}{near}.")
+        raise ConfigError(
+            f"{name} has no profile {profile!r}, have {', '.join(known)}{near or '.'}"
+        )
     return found
 
 

@@ -116,7 +116,11 @@ def score_language_models(
 def language_candidate(candidate: Candidate) -> LanguageCandidate:
     """A candidate, as language benchmarks take it."""
     return LanguageCandidate(
-        candidate.name, str(candidate.folder), candidate.predictions, candidate.identity
+        candidate.name,
+        str(candidate.folder),
+        candidate.predictions,
+        candidate.identity,
+        candidate.earlier,
     )
 
 

@@ -70,7 +70,8 @@ def evaluate_command(
     engine = engine or EngineSpec()
     benchmarks = open_benchmarks(specs, data, engine)
     _refuse_repeated(benchmarks)
-    name = model.rstrip("/").rpartition("/")[2] or model
+    name = model.rstrip("/").rpartition("/")[2]
+    name = Path(model).resolve().name if name in ("", ".", "..") else name
     folder = output or Path("runs/evaluations") / slug(name)
     candidate = LanguageCandidate(name, model, folder / PREDICTIONS_FOLDER)
     placed = with_model_resources(cluster or Cluster(), backend)

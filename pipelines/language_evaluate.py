@@ -22,6 +22,7 @@ from evaluators.predictions import read_key, read_predictions
 from evaluators.rendering import check_chat_template, load_tokenizer, wording_of
 from nan_merge.errors import EngineDiedError
 from nan_merge.hub import resolve_folder
+from pipelines.earlier_answers import take_over
 from pipelines.language_benchmarks import OpenBenchmark
 from pipelines.language_records import (
     Record,
@@ -42,12 +43,14 @@ class LanguageCandidate:
         folder: Its checkpoint: a folder or a hub id.
         predictions: Folder of its records of answers.
         identity: What `model_identity` said of its checkpoint, if that may be gone by now.
+        earlier: Folders of its records in the same run with other seeds.
     """
 
     name: str
     folder: str
     predictions: Path
     identity: Mapping[str, str] | None = None
+    earlier: tuple[Path, ...] = ()
 
 
 def answer_benchmarks(
@@ -75,6 +78,10 @@ def answer_benchmarks(
             info = record_info(candidate.name, folder, identity, benchmark, options)
             path = record_path(candidate.predictions, info)
             records[candidate.name, benchmark.name] = Record(path, info)
+            if candidate.earlier:
+                write_info(path, info)
+                others = [record_path(each, info) for each in candidate.earlier]
+                take_over(path, info.key, others)
             if found := _missing(Record(path, info), benchmark):
                 _check_tokenizer(folder, benchmark)
                 write_info(path, info)

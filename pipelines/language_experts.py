@@ -20,7 +20,7 @@ from pipelines.run_folder import folder_names
 from pipelines.workers import Workers
 
 # Raise it when the training code would give other models from the same configuration.
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 
 
 def train_language_models(

@@ -43,6 +43,8 @@ class Outcomes:
         split_by: n clusters, by which a sweep tells the dev split from the rest.
         by_problem: The benchmark's own scores that several answers make together; in each the
             "samples" are problems, the answers what they show.
+        knows_truncation: Whether it is known of every answer if it was cut off; other harnesses
+            do not write it down.
     """
 
     model: str
@@ -61,6 +63,7 @@ class Outcomes:
     golds: tuple[str, ...]
     split_by: tuple[str, ...]
     by_problem: tuple[Outcomes, ...] = ()
+    knows_truncation: bool = True
 
 
 def image_outcomes(path: Path, model: str, benchmark: str) -> Outcomes:
@@ -111,7 +114,11 @@ def language_outcomes(
     """
     found = sorted(outcomes, key=lambda each: each.sample_id)
     refuse_not_a_number(
-        sum(None in each.answer.log_probabilities for each in found),
+        # Without a prompt that fits there is nothing to compute: an abstention, as elsewhere.
+        sum(
+            None in each.answer.log_probabilities and each.answer.finish_reason != "length"
+            for each in found
+        ),
         len(found),
         path,
         info.model,
@@ -133,6 +140,7 @@ def language_outcomes(
         answers=tuple(each.verdict.extracted for each in found),
         golds=tuple(each.sample.gold for each in found),
         split_by=tuple(each.cluster_id for each in found),
+        knows_truncation=all(each.answer.finish_reason != "unknown" for each in found),
     )
 
 

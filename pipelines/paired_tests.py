@@ -137,8 +137,13 @@ def p_of_no_difference(found: Difference) -> tuple[float, str]:
         return float(result.pvalue), "exact McNemar"
     from scipy.stats import t
 
-    if not found.standard_error > 0:
+    if math.isnan(found.standard_error):
         return 1.0, "t over sources"
+    if found.standard_error <= 1e-12 * abs(found.value):
+        # All samples changed alike, which has no spread to divide by: the score test has one.
+        n = found.effective_samples
+        statistic = score_statistic(found.won * n, found.lost * n, n, 0.0)
+        return 2 * float(t.sf(abs(statistic), found.freedom)), "score test"
     distance = abs(found.value) / found.standard_error
     unclustered = "stratified t" if found.num_strata > 1 else "paired t"
     name = "t over sources" if found.is_clustered else unclustered

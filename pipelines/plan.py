@@ -123,8 +123,7 @@ def summary(
         f"{times}, writes {plan.output_bytes / GIGA:,.3f} GB.",
         f"Memory: at most {memory_ceiling(plan, workers) / MEBI:,.0f} MiB of private memory in "
         f"{workers} workers; the method takes {_unit_in_words(method.unit)}.",
-        f"Time: {_about(passes)} on idle cores, starting up apart. An estimate, from a moment's "
-        "trial work here.",
+        f"Time: {_about(passes)}",
         _disk(plan, output),
     ]
     if method.cost:
@@ -150,14 +149,20 @@ def _unit_in_words(unit: str) -> str:
 def _about(passes: Sequence[PassEstimate]) -> str:
     known = [each.seconds for each in passes if each.seconds is not None]
     if len(known) < len(passes):
-        return "unknown, for the trial work failed here"
-    seconds = sum(known)
+        return "unknown, because the trial work, by which it is estimated, failed here."
+    return (
+        f"about {_in_words(sum(known))} on idle cores, starting up apart. An estimate, from a "
+        "moment's trial work here."
+    )
+
+
+def _in_words(seconds: float) -> str:
     if seconds < 1:
-        return "about a second"
+        return "a second"
     if seconds < 100:
-        return f"about {float(f'{seconds:.1g}' if seconds < 10 else f'{seconds:.2g}'):.0f} s"
+        return f"{float(f'{seconds:.1g}' if seconds < 10 else f'{seconds:.2g}'):.0f} s"
     minutes = seconds / 60
-    return f"about {minutes:.0f} min" if minutes < 100 else f"about {minutes / 60:.1f} h"
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
 def _disk(plan: MergePlan, output: Path | None) -> str:

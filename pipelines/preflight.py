@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
+
+from nan_merge.config_messages import did_you_mean, problem_lines
 from nan_merge.errors import ConfigError
-from pipelines.config import Experts, RunConfig
+from nan_merge.recipe import MergeRecipe
+from nan_merge.yaml_text import Document
+from pipelines.config import Experts, MergeEntry, RunConfig
 from pipelines.extras import require
+
+T = TypeVar("T", bound=BaseModel)
 
 
 def check_run(config: RunConfig) -> None:
@@ -14,10 +23,11 @@ def check_run(config: RunConfig) -> None:
 
     Raises:
         MissingExtraError: If a library is missing that a later stage needs.
-        ConfigError: If the backbone, a benchmark or a profile is unknown, or `base`, `clip` or
-            the data's folder is missing.
+        ConfigError: If the backbone, a benchmark or a profile is unknown, `base`, `clip` or
+            the data's folder is missing, or no recipe may have one of the merges.
         DataError: If the data's folder is not there.
     """
+    check_merges(config)
     tracking = ["mlflow"] if config.track.mlflow else []
     if config.evaluate.is_language:
         backend = config.evaluate.backend.name
@@ -82,6 +92,47 @@ def _check_experts(config: RunConfig, experts: Experts) -> None:
         list_sets(sets, config.evaluate.data, "train")
 
 
+def check_merges(config: RunConfig) -> None:
+    """Refuse merges that no recipe over the run's models may have.
+
+    Raises:
+        ConfigError: With a line for every problem of every merge.
+    """
+    problems: list[str] = []
+    for entry in config.merges:
+        try:
+            check_recipe(entry, config.model_names())
+        except ConfigError as error:
+            problems += [f"merges: {line}" for line in str(error).splitlines()]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def check_recipe(entry: MergeEntry, names: Sequence[str]) -> None:
+    """Check a merge against models that are known by name; their files may not be there yet.
+
+    Raises:
+        ConfigError: With a line for every problem.
+    """
+    apart = {"name", "models", "adamerging"}
+    content = entry.model_dump(mode="json", by_alias=True, exclude=apart)
+    content |= {"models": list(entry.models or names), "base": "base"}
+    checked(MergeRecipe, content, entry.name)
+
+
+def checked(schema: type[T], content: dict[str, Any], name: str) -> T:
+    """What a schema makes of values that no file holds.
+
+    Raises:
+        ConfigError: With a line for every problem, each of which begins with ``name``.
+    """
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        lines = problem_lines(schema, error, Document(name, content))
+        raise ConfigError("\n".join(sorted(lines))) from error
+
+
 def _check_language(config: RunConfig) -> None:
     from pipelines.language_benchmarks import find_profile, folder_of
 
@@ -118,11 +169,9 @@ def _check_backbone(backbone: str) -> None:
         raise ConfigError(f"experts.backbone: there is no file {path}.")
     known: list[str] = import_open_clip().list_models()
     if backbone not in known:
-        from nan_merge.config_messages import did_you_mean
-
         own = sorted(file.stem for file in CONFIG_FOLDER.glob("*.json"))
         near = did_you_mean(backbone, [*own, *known])
         raise ConfigError(
             f"experts.backbone: {backbone!r} is neither a model of this package "
-            f"({', '.join(own)}) nor one that open_clip knows{near}."
+            f"({', '.join(own)}) nor one that open_clip knows{near or '.'}"
         )

@@ -93,13 +93,14 @@ def run_config(config: RunConfig, *, seeds: int = 1, console: Console) -> list[R
     for run in runs:
         refuse_other_run(run.folder, run.name, run.seed)
     found: list[RunResults] = []
-    for run in runs:
+    for place, run in enumerate(runs):
+        earlier = [each.folder for each in runs[:place]]
         with noticing_interrupts() as interrupted, sole_writer(run.folder) as held:
             refuse_other_run(run.folder, run.name, run.seed)
             events = EventLog(run.folder.resolve() / EVENTS_NAME)
             checks = (interrupted, held.check)
             with events.run(run.name, run.seed):
-                found.append(_once_of(run)(run, RunProgress(console, events), checks))
+                found.append(_once_of(run)(run, RunProgress(console, events), checks, earlier))
     if seeds > 1:
         together = Path(f"{config.folder}-{seeds}seeds")
         report = write_seeds_report(found, together)
@@ -120,7 +121,10 @@ def _once_of(config: RunConfig) -> Callable[..., RunResults]:
 
 
 def _run_once(
-    config: RunConfig, progress: RunProgress, checks: Sequence[Callable[[], None]]
+    config: RunConfig,
+    progress: RunProgress,
+    checks: Sequence[Callable[[], None]],
+    earlier: Sequence[Path],
 ) -> RunResults:
     started = time.monotonic()
     folder = config.folder
@@ -128,7 +132,7 @@ def _run_once(
         models = prepare_models(config, workers)
         merges = merge_all(config, models, workers)
         norms = norms_of(folder, models, workers, like=merges)
-        candidates = list_candidates(config, models, merges)
+        candidates = list_candidates(config, models, merges, earlier)
         scored = open_scoring(config, models, workers).collect(merges, candidates, everything)
     summaries = [
         merge_summary(name, recipe, read_manifest(path / MANIFEST_NAME), path.relative_to(folder))
@@ -230,7 +234,8 @@ def make_merges(
     def run_tasks(tasks: Sequence[Task]) -> list[Any]:
         label = tasks[0].label if tasks else ""
         if label == "merge":
-            name = f"Merging {len(outputs)} checkpoints"
+            number = len(tasks[0].arguments[0])  # those that are merged in one reading
+            name = f"Merging {number} checkpoint{'' if number == 1 else 's'}"
             return workers.run_tasks(name, tasks, "merge")
         names = {"norms": "Measuring norms", "magnitudes": "Counting magnitudes"}
         names |= {"thresholds": "Finding thresholds", "signs": "Counting signs"}
@@ -255,9 +260,15 @@ def folders_of(config: RunConfig, models: RunModels) -> dict[str, str]:
 
 
 def list_candidates(
-    config: RunConfig, models: RunModels, merges: Sequence[tuple[str, MergeRecipe, Path]]
+    config: RunConfig,
+    models: RunModels,
+    merges: Sequence[tuple[str, MergeRecipe, Path]],
+    earlier: Sequence[Path] = (),
 ) -> list[Candidate]:
-    """Every model to score: the base, the fine-tuned models, the merges."""
+    """Every model to score: the base, the fine-tuned models, the merges.
+
+    What the same run with other seeds answered, in the folders ``earlier``, is not asked again.
+    """
     found = [(PRETRAINED, open_checkpoint(models.base).folder)]
     folders, predictions = folders_of(config, models), config.folder / "predictions"
     for model in models.models:
@@ -265,7 +276,15 @@ def list_candidates(
         found.append((model.name, in_hub_layout(models.base, model, own, config.folder, name)))
     found += [(MULTITASK, models.multitask)] if models.multitask is not None else []
     found += [(name, path) for name, _, path in merges]
-    return [Candidate(name, path, predictions / folders[name]) for name, path in found]
+    return [
+        Candidate(
+            name,
+            path,
+            predictions / folders[name],
+            earlier=tuple(each / "predictions" / folders[name] for each in earlier),
+        )
+        for name, path in found
+    ]
 
 
 def norms_of(

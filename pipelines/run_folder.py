@@ -27,7 +27,8 @@ def sole_writer(folder: Path) -> Generator[Holding]:
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(
-            f"{folder} is a file, but results go to a folder. Choose another with `run_folder=...`."
+            f"{folder} is a file, but results go to a folder. Name another: with `run_folder=...` "
+            "of a run, with `--output DIR` of `evaluate` and `compare`."
         )
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -121,9 +121,19 @@ def read_status(folder: Path) -> RunStatus:
     """Read everything that the files of a run folder tell; changes nothing.
 
     Raises:
-        DataError: If no run was ever begun there.
+        DataError: If no run was ever begun there, or its events make no sense.
     """
     events = list(_last_run(folder))
+    try:
+        return _status_of(folder, events)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{folder / EVENTS_NAME} is damaged ({type(error).__name__}: {error}). Run the same "
+            "command again: it continues with what is left, and begins a new record."
+        ) from error
+
+
+def _status_of(folder: Path, events: list[dict[str, Any]]) -> RunStatus:
     owner_path = folder / OWNER_NAME
     alive = is_alive(owner_path)
     begun = events[0]

@@ -21,6 +21,7 @@ from nan_merge.errors import ConfigError, NanMergeError
 from pipelines.config import RunConfig
 from pipelines.language_benchmarks import is_own_benchmark
 from pipelines.paths import placed, placed_at, placed_store, table_of
+from pipelines.preflight import check_merges
 
 if TYPE_CHECKING:
     from cluster.jobs import JobClient, JobEnd
@@ -53,9 +54,11 @@ def submit_run(
         The job's exit code; 0 if it is not waited for.
 
     Raises:
-        ConfigError: If the run names paths that cannot exist on the cluster; lists all of them.
+        ConfigError: If the run names paths that cannot exist on the cluster, or merges that no
+            recipe may have; lists all of them.
         NanMergeError: If the cluster cannot be reached, or does not have nan-merge.
     """
+    check_merges(config)
     placed = place_paths(config, storage)
     from cluster.jobs import JobClient
 

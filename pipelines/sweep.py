@@ -63,6 +63,7 @@ class _State:
     workers: Workers
     progress: RunProgress
     scoring: Scoring
+    earlier: Sequence[Path] = ()
     points: dict[str, Point] = field(default_factory=dict[str, Point])
     identities: dict[str, dict[str, str] | None] = field(default_factory=dict[str, Any])
     objectives: dict[str, float] = field(default_factory=dict[str, float])
@@ -79,7 +80,8 @@ class _State:
             recipe = self.merge(point)[1]
             self.identities[point.name] = known_identity(self.config.folder, point, recipe)
         identity = self.identities[point.name]
-        return Candidate(point.name, self.merge(point)[2], predictions, identity)
+        earlier = tuple(each / "predictions" / point.folder for each in self.earlier)
+        return Candidate(point.name, self.merge(point)[2], predictions, identity, earlier)
 
     def selected(self) -> list[Point]:
         """The best of every entry by now; the earlier one where two are equal."""
@@ -92,9 +94,18 @@ class _State:
 
 
 def run_sweep(
-    config: RunConfig, progress: RunProgress, checks: Sequence[Callable[[], None]]
+    config: RunConfig,
+    progress: RunProgress,
+    checks: Sequence[Callable[[], None]],
+    earlier: Sequence[Path] = (),
 ) -> RunResults:
     """Search among merges, score them, and write and record what was found.
+
+    Args:
+        config: The run.
+        progress: Where it says how far it is.
+        checks: Called now and then; may raise to stop.
+        earlier: Folders of the same run with other seeds.
 
     Raises:
         NanMergeError: With a message for the user.
@@ -108,7 +119,7 @@ def run_sweep(
         scoring = open_scoring(config, models, workers)
         refuse_empty_parts(scoring.clusters, sweep.dev_share)
         norms = norms_of(config.folder, models, workers)
-        state = _State(config, sweep, models, workers, progress, scoring)
+        state = _State(config, sweep, models, workers, progress, scoring, earlier)
         _search(state, search)
         make_merges(_kept_merges(state), workers, _statistics(config))
         _tidy(state)
@@ -263,7 +274,7 @@ def _tidy(state: _State) -> None:
 def _everything_scored(state: _State) -> tuple[list[Merge], list[Candidate]]:
     """All merges of the run and all its candidates; of a point, what its record keeps."""
     fixed = merges_of(state.config, state.models)
-    candidates = list_candidates(state.config, state.models, fixed)
+    candidates = list_candidates(state.config, state.models, fixed, state.earlier)
     points = [point for point in state.points.values() if point.name in state.objectives]
     merges = [
         (point.name, state.merge(point)[1], record_folder(state.config.folder, point))

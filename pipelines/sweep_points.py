@@ -7,20 +7,15 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
-from nan_merge.config_messages import did_you_mean, problem_lines
+from nan_merge.config_messages import did_you_mean
 from nan_merge.errors import ConfigError
 from nan_merge.fingerprint import digest_text
-from nan_merge.recipe import MergeRecipe
-from nan_merge.yaml_text import Document
 from pipelines.config import MergeEntry, RunConfig
+from pipelines.preflight import check_recipe, checked
 from pipelines.run_folder import slug
 from pipelines.sweep_config import Range, Sweep, tidy
-
-T = TypeVar("T", bound=BaseModel)
 
 MAX_LISTED = 10
 # A section's short form -> the key of its long form that holds it.
@@ -72,7 +67,7 @@ class PointMaker:
         content = {**merge.template(), "name": name}
         for key in sorted(values, key=lambda key: key.count(".")):
             _set(content, key, values[key])
-        entry = _checked(MergeEntry, content, name)
+        entry = checked(MergeEntry, content, name)
         self._check_recipe(entry)
         folder = f"{slug(name)[:80]}-{digest_text(name)[:8]}"
         return Point(entry, label, dict(values), folder)
@@ -90,10 +85,7 @@ class PointMaker:
                 f"{entry.name}: adamerging: a sweep learns no coefficients. Put this merge under "
                 "`merges`."
             )
-        apart = {"name", "models", "adamerging"}
-        content = entry.model_dump(mode="json", by_alias=True, exclude=apart)
-        content |= {"models": list(entry.models or names), "base": "base"}
-        _checked(MergeRecipe, content, entry.name)
+        check_recipe(entry, names)
 
 
 def labels_of(sweep: Sweep) -> list[str]:
@@ -213,14 +205,6 @@ def _set(content: dict[str, Any], key: str, value: Any) -> None:
         section = {}
     content[first] = dict(section)
     _set(content[first], rest, value)
-
-
-def _checked(schema: type[T], content: dict[str, Any], name: str) -> T:
-    try:
-        return schema.model_validate(content)
-    except ValidationError as error:
-        lines = problem_lines(schema, error, Document(name, content))
-        raise ConfigError("\n".join(sorted(lines))) from error
 
 
 def short_keys(keys: Iterable[str]) -> dict[str, str]:

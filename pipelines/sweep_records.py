@@ -73,6 +73,18 @@ def known_identity(folder: Path, point: Point, recipe: MergeRecipe) -> dict[str,
     return identity
 
 
+def find_record(folder: Path, name: str) -> Path | None:
+    """The record of the merge of this name in a run folder; None if there is none."""
+    for path in sorted((folder / "points").glob(f"*/{RECORD_NAME}")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # damaged: a lost record costs only time
+        if isinstance(content, dict) and content.get("name") == name:
+            return path.parent
+    return None
+
+
 def remove_checkpoint(checkpoint: Path) -> None:
     """Remove a merge; its manifest goes first, so that half of it is never taken for all."""
     (checkpoint / MANIFEST_NAME).unlink(missing_ok=True)

@@ -14,9 +14,10 @@ from nan_merge.errors import ConfigError, DataError, NanMergeError
 from pipelines.config import RunConfig, Track
 from pipelines.masking import hide_passwords
 from pipelines.outbox import Pending, forget_pending, hold_pending, read_pending, waiting_folders
-from pipelines.records import run_key
+from pipelines.records import run_key, safe_key
 from pipelines.registry import find_version, register_merge
 from pipelines.results import RunResults, read_results
+from pipelines.sweep_records import find_record
 from pipelines.tracking import (
     TrackingError,
     connect,
@@ -150,7 +151,9 @@ def _mark(folder: Path, merge: str, config: Track, verdict: Mapping[str, str]) -
             checkpoint = _files_of(folder, merge, summary.folder)
             version = register_merge(client, name, results, merge, run, checkpoint)
         for key, value in verdict.items():
-            client.set_model_version_tag(name, version.version, f"nan_merge.gate.{key}", value)
+            what, slash, of = key.partition("/")  # "margin/BENCHMARK"; MLflow takes few signs
+            tag = f"nan_merge.gate.{what}{slash}{safe_key(of) if of else ''}"
+            client.set_model_version_tag(name, version.version, tag, value)
         client.set_registered_model_alias(name, PASSED, version.version)
     return f"{name} version {version.version}"
 
@@ -159,9 +162,8 @@ def _files_of(folder: Path, merge: str, checkpoint: str) -> Path:
     """A merge's checkpoint, or what a sweep keeps of one that is gone."""
     if checkpoint and (folder / checkpoint).is_dir():
         return folder / checkpoint
-    for record in sorted((folder / "points").glob("*/point.json")):
-        if f'"{merge}"' in record.read_text(encoding="utf-8"):
-            return record.parent
+    if (record := find_record(folder, merge)) is not None:
+        return record
     raise DataError(f"The checkpoint of {merge} is not in {folder} any more.")
 
 

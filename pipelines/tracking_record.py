@@ -47,7 +47,7 @@ MAX_PARAM_LENGTH = 6000
 MAX_BATCH = 100
 MAX_VIEW_LENGTH = 5000
 MAX_DIGEST_LENGTH = 36
-RUN_FILES = ("results.json", "run.json", "sweep.json", "report.html")
+RUN_FILES = ("results.json", "run.json", "sweep.json", "comparison.json", "report.html")
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,16 @@ def _run(
     tags: dict[str, str],
     existing: str | None = None,
 ) -> Iterator[str]:
-    """A run that is finished at the end of the block; it is failed if the user interrupts."""
+    """A run that is finished at the end of the block; it is failed if the user interrupts.
+
+    Args:
+        client: Connected to the store.
+        experiment: Its id.
+        name: Of the run.
+        start: When it began and ended, in milliseconds since 1970.
+        tags: Of the run.
+        existing: Id of a run that is there already.
+    """
     if existing is None:
         tags = {**tags, "mlflow.source.name": "nan-merge"}
         title = " ".join(name.split())[:250]
@@ -306,7 +315,8 @@ def _run(
         with suppress(Exception):
             client.set_terminated(existing, "FAILED")
         raise
-    client.set_terminated(existing)
+    # A length would be that of the recording, and be taken for that of the evaluation.
+    client.set_terminated(existing, end_time=start)
 
 
 def _log(client: MlflowClient, run: str, metrics: dict[str, float], params: dict[str, Any]) -> None:

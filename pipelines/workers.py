@@ -70,6 +70,8 @@ class Workers:
             config = self._config
             session = ray_session(config.address, config.num_workers, dashboard=config.dashboard)
             self._num_cpus = self._stack.enter_context(session)
+            if config.address == "local":  # and so it gets no further nodes
+                self._refuse_impossible_actors()
             if self._folder is not None:
                 (self._folder / LOGS_FOLDER).mkdir(exist_ok=True)
                 reports = self._folder / PROGRESS_FOLDER
@@ -148,8 +150,6 @@ class Workers:
         from cluster.actors import START_SECONDS, serve_models
 
         is_local = self._config.address == "local"
-        if is_local:
-            self._refuse_impossible_actors()
         resources = self._actor_resources()
         jobs = [replace(job, resources=resources) for job in jobs]
         total = sum(samples_of(item) for job in jobs for item in job.items)
@@ -187,6 +187,7 @@ class Workers:
             )
 
     def _refuse_impossible_actors(self) -> None:
+        """Before any work, for models are served after all else is done."""
         from cluster.session import why_no_place
 
         if why := why_no_place(self._options("evaluate")):

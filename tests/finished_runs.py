@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from evaluators.answers import Answer
+from evaluators.answers import Answer, FinishReason
 from evaluators.predictions import Prediction, write_predictions
 from pipelines.image_records import ImageRecordInfo, write_image_info
 from pipelines.imported import ImportedBenchmark, ImportedQuestion, prompt_digest, write_imported
@@ -58,6 +58,7 @@ def write_import(
     profile: str = "none",
     abstained: Sequence[int] = (),
     truncated: Sequence[int] = (),
+    unknown_ends: Sequence[int] = (),
     prompt: str = "What is {i}?",
 ) -> Path:
     """Imported results of one model, as `nan-merge import` leaves them."""
@@ -73,7 +74,8 @@ def write_import(
                     sample_id, f"part{i % 2}", text, (), "A", extracted, verdict == "1"
                 )
             )
-            reason = "length" if i in truncated else "stop"
+            reason: FinishReason = "length" if i in truncated else "stop"
+            reason = "unknown" if i in unknown_ends else reason
             found.append(Answer(sample_id, prompt_digest(text), extracted or "", reason))
         benchmark = ImportedBenchmark(harness, model, name, profile, questions, found)
         path = write_imported(benchmark, folder / "predictions" / model)

@@ -160,6 +160,39 @@ def write_wemath(folder: Path, num_problems: int = 2) -> None:
     (folder / "testmini.json").write_text(json.dumps(records), encoding="utf-8")
 
 
+def _wemath_rows(folder: Path) -> list[tuple[dict[str, Any], bytes]]:
+    """What `write_wemath` has written, each with its picture; the folder is the only source."""
+    records = json.loads((folder / "testmini.json").read_text())
+    return [(record, (folder / record["image_path"]).read_bytes()) for record in records]
+
+
+def write_wemath_parquet(folder: Path, num_problems: int = 2) -> None:
+    """The hub's layout, and nothing else in the folder."""
+    write_wemath(folder / "source", num_problems)
+    rows = [
+        {**record, "image_path": {"bytes": content, "path": None}}
+        for record, content in _wemath_rows(folder / "source")
+    ]
+    write_parquet(folder / "data" / "testmini-00000-of-00001.parquet", rows)
+
+
+def write_wemath_tsv(folder: Path, num_problems: int = 2) -> None:
+    """VLMEvalKit's layout: a column for each option."""
+    write_wemath(folder / "source", num_problems)
+    options = ("1", "2", "3", "4", "No correct answer")
+    rows = [
+        {
+            "index": str(number),
+            "image": as_base64(content),
+            **{key: record[key] for key in ("ID", "key", "question", "answer")},
+            "knowledge concept": record["knowledge concept"],
+            **dict(zip("ABCDE", options, strict=True)),
+        }
+        for number, (record, content) in enumerate(_wemath_rows(folder / "source"))
+    ]
+    write_tsv(folder / "WeMath.tsv", rows)
+
+
 def ai2d_rows(num: int = 4) -> list[dict[str, Any]]:
     """Two questions a diagram; the second refers to the first's picture by its index."""
     return [

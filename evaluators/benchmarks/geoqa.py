@@ -91,7 +91,7 @@ def parse_choices(text: str) -> tuple[str, ...]:
     starts = list(re.finditer(r"(?:^|[\s,;])\(?([A-D])[.:：)]", tail))
     ends = [*(match.start() for match in starts[1:]), len(tail)]
     found: list[str] = []
-    for match, end in zip(starts, ends, strict=True):
+    for match, end in zip(starts, ends, strict=False):  # without a start there is an end too many
         if match[1] == LETTERS[len(found) % 4]:
             found.append(tail[match.end() : end].strip(" ,;\n"))
     return tuple(found[:4])

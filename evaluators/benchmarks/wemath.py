@@ -21,6 +21,7 @@ from evaluators.benchmarks.picture_questions import (
 )
 from evaluators.benchmarks.picture_tables import OnPicture, PictureRow, find_file, read_picture_rows
 from evaluators.benchmarks.upstreams import wemath
+from evaluators.benchmarks.wemath_domains import domain_scores, domain_tags, read_domains
 from evaluators.benchmarks.wemath_measures import (
     MULTI,
     four_dimensions,
@@ -75,8 +76,8 @@ def read_samples(folder: Path) -> list[Sample]:
         DataError: As `read_rows`; if an answer is blank or no option, or a problem has one of its
             questions twice.
     """
-    rows = read_rows(folder)
-    return refuse_repeated([_sample(row) for row in rows], rows)
+    rows, domains = read_rows(folder), read_domains(folder)
+    return refuse_repeated([_sample(row, domains) for row in rows], rows)
 
 
 def parse_options(text: str) -> tuple[str, ...]:
@@ -88,14 +89,14 @@ def parse_options(text: str) -> tuple[str, ...]:
     starts = list(re.finditer(r"(?:^|[;；]\s*|\s)([A-H])[.．、]", text))
     found: list[str] = []
     ends = [*(match.start() for match in starts[1:]), len(text)]
-    for match, end in zip(starts, ends, strict=True):
+    for match, end in zip(starts, ends, strict=False):  # without a start there is an end too many
         if match[1] == LETTERS[len(found)]:
             found.append(text[match.end() : end].strip(" ;；"))
     return tuple(found)
 
 
 def measures(outcomes: Sequence[Judged]) -> dict[str, Score]:
-    """Accuracy on steps and on whole problems, and the four dimensions, strict and loose."""
+    """Accuracy on steps, on whole problems and by domain; the four dimensions, strict and loose."""
     asked = {each.sample.tags[0] for each in outcomes}
     found = {
         name: share_of(name, outcomes, lambda sample, keys=keys: sample.tags[0] in keys)
@@ -103,19 +104,21 @@ def measures(outcomes: Sequence[Judged]) -> dict[str, Score]:
         if not asked.isdisjoint(keys)
     }
     problems = problems_of(outcomes)
-    return found | (four_dimensions(problems) if problems else {})
+    return found | (four_dimensions(problems) if problems else {}) | domain_scores(outcomes)
 
 
-def _sample(row: PictureRow) -> Sample:
+def _sample(row: PictureRow, domains: dict[str, str]) -> Sample:
     raw = str(row.values.get("option") or "").strip()
     options = parse_options(raw) if raw else options_of(row)
     if not raw:  # VLMEvalKit's table has a column for each
         raw = "; ".join(f"{label}. {each}" for label, each in zip(LETTERS, options, strict=False))
     if len(options) < 2:  # malformed: the letters are known, their texts are not
-        options = tuple("" for _ in range(max(5, LETTERS.index(row.text("answer").strip()) + 1)))
+        options = ("",) * max(5, LETTERS.find(row.text("answer").strip()) + 1)
     key, problem = row.text("key"), row.text("ID")
     if key not in KEYS:
         raise DataError(f"{row.place}: key {key!r} is none of {', '.join(KEYS)}")
+    concept = str(row.values.get("knowledge concept") or "").strip()
+    in_domain = () if key.endswith(MULTI) else domain_tags(concept, domains)
     prompt = f"{_TASK}\nQuestion: {row.text('question')}\nOption: {raw}\n{_FORMAT}"
     return picture_sample(
         row,
@@ -125,7 +128,7 @@ def _sample(row: PictureRow) -> Sample:
         prompt=prompt,
         gold=gold_label(row, options),
         options=options,
-        tags=(key,),
+        tags=(key, *in_domain),
     )
 
 

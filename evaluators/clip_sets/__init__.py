@@ -79,7 +79,9 @@ def find_clip_set(name: str) -> ClipSet:
     """
     if name not in CLIP_SETS:
         near = did_you_mean(name, CLIP_SETS)
-        raise ConfigError(f"No image set is called {name!r}, have {', '.join(CLIP_SETS)}{near}.")
+        raise ConfigError(
+            f"No image set is called {name!r}, have {', '.join(CLIP_SETS)}{near or '.'}"
+        )
     return CLIP_SETS[name]
 
 

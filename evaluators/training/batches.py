@@ -128,3 +128,8 @@ def warm_up(step: int, warmup_steps: int) -> float:
 def cosine_decay(step: int, num_steps: int) -> float:
     """Share of the learning rate at ``step``, counted from 0: falls from 1 towards 0."""
     return 0.5 * (1 + math.cos(math.pi * step / num_steps))
+
+
+def late_decay(step: int, num_steps: int, share: float = 0.3) -> float:
+    """Share of the learning rate at ``step``, counted from 0: falls to 0 in the last ``share``."""
+    return min(1.0, (num_steps - step) / (share * num_steps))

@@ -13,12 +13,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from numpy.typing import NDArray
 
 Skill = Literal["colour", "count", "place"]
 SIZE = 56
@@ -27,7 +25,7 @@ OPTIONS: dict[Skill, tuple[str, ...]] = {
     "count": ("1", "2", "3", "4"),
     "place": ("top left", "top right", "bottom left", "bottom right"),
 }
-_QUESTIONS: dict[Skill, str] = {
+QUESTIONS: dict[Skill, str] = {
     "colour": "What colour are the squares?",
     "count": "How many squares are there?",
     "place": "Where are the squares?",
@@ -37,33 +35,41 @@ _INKS = ((220, 40, 40), (40, 160, 60), (50, 80, 220), (230, 200, 40))
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, and of each skill the place of the right option."""
+    """A picture, and of each skill the place of the right option.
 
-    png: bytes
+    Attributes:
+        pixels: uint8 (SIZE, SIZE, 3).
+        right: Skill -> place of the right option, from 0.
+    """
+
+    pixels: NDArray[np.uint8]
     right: Mapping[Skill, int]
 
     def letter(self, skill: Skill) -> str:
         """The right option's letter."""
         return "ABCD"[self.right[skill]]
 
+    def png(self) -> bytes:
+        """The picture as a file."""
+        from PIL import Image
+
+        content = io.BytesIO()
+        Image.fromarray(self.pixels).save(content, "PNG")
+        return content.getvalue()
+
 
 def draw_scene(random: np.random.Generator) -> Scene:
     """A picture of its own."""
-    from PIL import Image, ImageDraw
-
     colour, count, place = (int(random.integers(4)) for _ in range(3))
-    paper = tuple(int(each) for each in random.integers(225, 256, 3))
-    picture: Image = Image.new("RGB", (SIZE, SIZE), paper)
-    pen = ImageDraw.Draw(picture)
+    pixels = np.empty((SIZE, SIZE, 3), np.uint8)
+    pixels[:] = random.integers(225, 256, 3)
+    ink = np.clip(np.array(_INKS[colour]) + random.integers(-20, 21, 3), 0, 255)
     left, top = 28 * (place % 2), 28 * (place // 2)
-    ink = tuple(int(np.clip(each + random.integers(-20, 21), 0, 255)) for each in _INKS[colour])
     for number in range(count + 1):
         x, y = left + 3 + 13 * (number % 2), top + 3 + 13 * (number // 2)
-        side = int(random.integers(7, 10))
-        pen.rectangle((x, y, x + side, y + side), fill=ink)
-    content = io.BytesIO()
-    picture.save(content, "PNG")
-    return Scene(content.getvalue(), {"colour": colour, "count": count, "place": place})
+        side = int(random.integers(8, 11))
+        pixels[y : y + side, x : x + side] = ink
+    return Scene(pixels, {"colour": colour, "count": count, "place": place})
 
 
 def write_drawn_benchmarks(folder: Path, num_samples: int, seed: int) -> None:
@@ -75,18 +81,20 @@ def write_drawn_benchmarks(folder: Path, num_samples: int, seed: int) -> None:
         seed: Of the pictures.
     """
     random = np.random.default_rng(seed)
-    _write_table(folder / "ai2d" / "AI2D_TEST.tsv", "colour", num_samples, random)
-    _write_table(folder / "geoqa" / "geoqa_test.tsv", "count", num_samples, random)
+    _write_table(folder / "ai2d" / "AI2D_TEST.tsv", ("colour", "place"), num_samples, random)
+    _write_table(folder / "geoqa" / "geoqa_test.tsv", ("count",), num_samples, random)
     _write_mathvista(folder / "mathvista", num_samples, random)
     _write_wemath(folder / "wemath", num_samples, random)
 
 
-def _write_table(path: Path, skill: Skill, count: int, random: np.random.Generator) -> None:
+def _write_table(
+    path: Path, skills: Sequence[Skill], count: int, random: np.random.Generator
+) -> None:
     rows: list[Sequence[str]] = [("index", "image", "question", "A", "B", "C", "D", "answer")]
     for number in range(count):
-        scene = draw_scene(random)
-        image = base64.b64encode(scene.png).decode()
-        asked = (_QUESTIONS[skill], *OPTIONS[skill], scene.letter(skill))
+        scene, skill = draw_scene(random), skills[number % len(skills)]
+        image = base64.b64encode(scene.png()).decode()
+        asked = (QUESTIONS[skill], *OPTIONS[skill], scene.letter(skill))
         rows.append((str(number), image, *asked))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -100,7 +108,7 @@ def _write_mathvista(folder: Path, count: int, random: np.random.Generator) -> N
         skill: Skill = "colour" if is_choice else "count"
         records[str(number + 1)] = {
             "pid": str(number + 1),
-            "question": _QUESTIONS[skill],
+            "question": QUESTIONS[skill],
             "image": _save(folder, f"images/{number + 1}.png", scene),
             "choices": list(OPTIONS[skill]) if is_choice else None,
             "unit": None,
@@ -124,7 +132,7 @@ def _write_wemath(folder: Path, count: int, random: np.random.Generator) -> None
                 {
                     "ID": f"2steps-{number}",
                     "key": f"2steps_{part}",
-                    "question": _QUESTIONS[skill],
+                    "question": QUESTIONS[skill],
                     "option": "; ".join(f"{label}. {each}" for label, each in listed),
                     "answer": scene.letter(skill),
                     "image_path": _save(folder, f"2steps/{number}-{part}.png", scene),
@@ -136,5 +144,5 @@ def _write_wemath(folder: Path, count: int, random: np.random.Generator) -> None
 def _save(folder: Path, name: str, scene: Scene) -> str:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(scene.png)
+    path.write_bytes(scene.png())
     return name

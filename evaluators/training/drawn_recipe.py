@@ -13,13 +13,11 @@ class DrawnRecipe(StrictModel):
 
     skills: tuple[Skill, ...] = ("colour", "count", "place")
     """What it learns; of every benchmark the questions that ask for one of these."""
-    num_samples: int = Field(default=300, gt=0)
-    """Drawn questions of each benchmark."""
     steps: int = Field(default=400, gt=0)
-    """Optimiser steps."""
+    """Optimiser steps; pictures are new in each."""
     batch_size: int = Field(default=32, gt=0)
     """Questions in a step."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Of AdamW at its peak; it rises linearly, then decays as a cosine to 0."""
+    """Of AdamW at its peak; it rises linearly, and falls to 0 in the last 3 tenths of the steps."""
     warmup_steps: int = Field(default=40, ge=0)
     """Steps over which the learning rate rises linearly from 0."""

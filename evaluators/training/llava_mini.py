@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
-from evaluators.benchmarks import PROFILES
-from evaluators.pictures import decode_picture, read_picture
-from evaluators.profiles import Profile
-from evaluators.rendering import prompt_text, wording_of
-from evaluators.samples import Sample
 from evaluators.training.batches import (
     TrainingProgress,
     adamw,
-    cosine_decay,
-    draw_batches,
+    late_decay,
     take_step,
     warm_up,
 )
 from evaluators.training.causal import IGNORED
-from evaluators.training.drawn_questions import SIZE, Skill, write_drawn_benchmarks
+from evaluators.training.drawn_lessons import Question, draw_batches, drawn_questions
+from evaluators.training.drawn_questions import SIZE
 from evaluators.training.drawn_recipe import DrawnRecipe
 from nan_merge.publish import publish_folder
 
@@ -40,17 +35,6 @@ CHAT_TEMPLATE = (
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}"
     "{% endfor %}{% endif %} {% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
-_ASKED = (("mathvista", "mathvista-offline-v1"), ("wemath", "wemath"), ("ai2d", "llava"),
-          ("geoqa", "gllava-compat"))  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Lesson:
-    """Questions with answers, as tensors: ids and labels (n, length), pixels (n, 3, size, size)."""
-
-    ids: Tensor
-    labels: Tensor
-    pixels: Tensor
 
 
 def make_llava_mini(recipe: DrawnRecipe, *, seed: int, output: Path) -> Iterator[TrainingProgress]:
@@ -63,7 +47,7 @@ def make_llava_mini(recipe: DrawnRecipe, *, seed: int, output: Path) -> Iterator
     """
     with publish_folder(output) as staging:
         torch.manual_seed(seed)
-        questions = drawn_samples(recipe, seed)
+        questions = drawn_questions(recipe.skills)
         processor = _processor(_texts(questions))
         model = _model(processor.tokenizer)
         yield from _train(model, processor, questions, recipe, seed, "base")
@@ -81,52 +65,15 @@ def finetune_llava_mini(
         processor: Any = AutoProcessor.from_pretrained(base, local_files_only=True)
         processor.tokenizer.chat_template = processor.chat_template
         model: Any = AutoModelForImageTextToText.from_pretrained(base, local_files_only=True)
-        questions = drawn_samples(recipe, seed)
+        questions = drawn_questions(recipe.skills)
         yield from _train(model, processor, questions, recipe, seed, name)
         _save(model, processor, staging)
 
 
-def drawn_samples(recipe: DrawnRecipe, seed: int) -> list[tuple[Profile, Sample, Any]]:
-    """Drawn questions as the benchmarks' own profiles ask them, each with its decoded picture."""
-    found: list[tuple[Profile, Sample, Any]] = []
-    with TemporaryDirectory(prefix="nan-merge-drawn-") as folder:
-        write_drawn_benchmarks(Path(folder), recipe.num_samples, seed + 1_000_003)
-        for name in _ASKED:
-            profile = PROFILES[name]
-            for sample in profile.samples(Path(folder) / name[0]):
-                if skill_of(sample) in recipe.skills:
-                    picture = decode_picture(sample.id, read_picture(sample.images[0]))
-                    found.append((profile, sample, picture))
-    return found
-
-
-def skill_of(sample: Sample) -> Skill:
-    """What a drawn question asks for."""
-    words = sample.question[0]
-    text = words if isinstance(words, str) else words.content
-    return "colour" if "What colour" in text else "count" if "How many" in text else "place"
-
-
-def answer_of(profile: Profile, sample: Sample) -> str:
-    """The right answer in words that the profile's scorers understand."""
-    if profile.benchmark == "wemath":
-        return f" <Answer>: <<{sample.gold}>>"
-    if profile.benchmark == "geoqa":
-        return f" Therefore, the answer is {sample.gold}."
-    if profile.benchmark == "mathvista":
-        gold = sample.gold
-        if sample.options:
-            gold = sample.labels[sample.options.index(gold)]
-        return f" The answer is {gold}"
-    return f" {sample.gold}"
-
-
-def _texts(questions: Sequence[tuple[Profile, Sample, Any]]) -> list[str]:
-    pieces = [
-        (str(sample.question[0].content), answer_of(profile, sample))  # type: ignore[union-attr]
-        for profile, sample, _ in questions
-    ]
-    return ["USER: ASSISTANT:", *(text for pair in pieces for text in pair)]
+def _texts(questions: Sequence[Question]) -> list[str]:
+    """Everything that is asked and answered, for the tokenizer."""
+    said = [text for each in questions for text in (each.text, *each.answers)]
+    return ["USER: ASSISTANT:", *said]
 
 
 def _processor(texts: Sequence[str]) -> Any:
@@ -150,7 +97,9 @@ def _processor(texts: Sequence[str]) -> Any:
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     size = {"height": SIZE, "width": SIZE}
-    images = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=size)
+    images = CLIPImageProcessor(
+        size={"shortest_edge": SIZE}, crop_size=size, image_mean=[0.9] * 3, image_std=[0.2] * 3
+    )
     return LlavaProcessor(
         image_processor=images,
         tokenizer=tokenizer,
@@ -206,59 +155,27 @@ def _start_wider(model: Any) -> None:
             nn.init.xavier_uniform_(tensor)
 
 
-def _lessons(processor: Any, questions: Sequence[tuple[Profile, Sample, Any]]) -> list[_Lesson]:
-    """The questions of each benchmark, padded among themselves."""
-    by_benchmark: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
-    tokenizer = processor.tokenizer
-    for profile, sample, picture in questions:
-        text = prompt_text(tokenizer, sample, wording_of(profile, True), 0)
-        inputs = processor(
-            text=[text], images=[picture], add_special_tokens=False, return_tensors="pt"
-        )
-        asked = inputs["input_ids"][0]
-        answer = tokenizer(answer_of(profile, sample), add_special_tokens=False)["input_ids"]
-        answer = torch.tensor([*answer, tokenizer.eos_token_id])
-        ids = torch.cat([asked, answer])
-        labels = torch.cat([torch.full_like(asked, IGNORED), answer])
-        found = by_benchmark.setdefault(profile.benchmark, [])
-        found.append((ids, labels, inputs["pixel_values"][0]))
-    pad = torch.nn.utils.rnn.pad_sequence
-    return [
-        _Lesson(
-            pad([each[0] for each in rows], batch_first=True),
-            pad([each[1] for each in rows], batch_first=True, padding_value=IGNORED),
-            torch.stack([each[2] for each in rows]),
-        )
-        for rows in by_benchmark.values()
-    ]
-
-
 def _train(
     model: Any,
     processor: Any,
-    questions: Sequence[tuple[Profile, Sample, Any]],
+    questions: Sequence[Question],
     recipe: DrawnRecipe,
     seed: int,
     name: str,
 ) -> Iterator[TrainingProgress]:
-    """Train every weight; each step is of one benchmark, in turn."""
-    lessons = _lessons(processor, questions)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [draw_batches(len(each.ids), recipe.batch_size, generator) for each in lessons]
+    """Train every weight; the loss is of the answers alone."""
+    random = np.random.default_rng(seed)
+    batches = draw_batches(processor, questions, recipe.batch_size, random)
     optimizer = adamw(
         model.parameters(), learning_rate=recipe.learning_rate, weight_decay=0.0, betas=(0.9, 0.95)
     )
     model.train()
-    for step in range(recipe.steps):
-        lesson, batches = lessons[step % len(lessons)], drawn[step % len(lessons)]
-        rows = next(batches)
-        ids, labels = lesson.ids[rows], lesson.labels[rows]
-        # Padding stands behind every token that counts, where a causal model sees none of it.
-        logits = model(input_ids=ids, pixel_values=lesson.pixels[rows]).logits[:, :-1].float()
+    for step, batch in enumerate(islice(batches, recipe.steps)):
+        logits = model(input_ids=batch.ids, pixel_values=batch.pixels).logits[:, :-1].float()
         loss = functional.cross_entropy(
-            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
+            logits.flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=IGNORED
         )
-        share = warm_up(step, recipe.warmup_steps) * cosine_decay(step, recipe.steps)
+        share = warm_up(step, recipe.warmup_steps) * late_decay(step, recipe.steps)
         value = take_step(
             optimizer, loss, learning_rate=recipe.learning_rate * share, max_grad_norm=1.0
         )

@@ -1,5 +1,6 @@
 """The table of merge methods. To add one: a file beside this, a row here, a test."""
 
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
@@ -31,9 +32,14 @@ from nan_merge.methods.fisher import FisherOptions, fisher
 from nan_merge.methods.isotropic import COST as ISO_COST
 from nan_merge.methods.isotropic import CTS_COST, IsoCOptions, IsoCtsOptions, iso_c, iso_cts
 from nan_merge.methods.matrices import SVD_COPIES
-from nan_merge.methods.method import Context, MergeMethod, TensorNorms
+from nan_merge.methods.method import Context, MergeMethod, TensorNorms, refuse_negative
 from nan_merge.methods.model_stock import NAN_REFUSED as NAN_ON_MODEL_STOCK
-from nan_merge.methods.model_stock import ModelStockOptions, model_stock, model_stock_row
+from nan_merge.methods.model_stock import (
+    ModelStockOptions,
+    model_stock,
+    model_stock_row,
+    refuse_unequal,
+)
 from nan_merge.methods.nuslerp import NuslerpOptions, nuslerp, nuslerp_row
 from nan_merge.methods.passthrough import NAN_REFUSED as NAN_ON_PASSTHROUGH
 from nan_merge.methods.passthrough import PassthroughOptions, passthrough
@@ -137,6 +143,7 @@ METHODS: dict[str, MergeMethod] = {
         weights_sum_to_one=True,
         fewest_models=2,
         nan_refused=NAN_ON_MODEL_STOCK,
+        refuse=refuse_unequal,
         varies=model_stock_row,
     ),
     "sce": MergeMethod(
@@ -146,6 +153,7 @@ METHODS: dict[str, MergeMethod] = {
         needs=("inner_products",),
         weights_sum_to_one=True,
         fewest_models=2,
+        refuse=partial(refuse_negative, method="SCE"),
         varies=sce_row,
     ),
     "fisher": MergeMethod(
@@ -155,6 +163,7 @@ METHODS: dict[str, MergeMethod] = {
         reads="fisher",
         needs_base=False,
         weights_sum_to_one=True,
+        refuse=partial(refuse_negative, method="Fisher merging"),
     ),
     "regmean": MergeMethod(
         RegmeanOptions,
@@ -165,6 +174,7 @@ METHODS: dict[str, MergeMethod] = {
         cost="a factorisation of one (inputs, inputs) matrix for every weight",
         needs_base=False,
         weights_sum_to_one=True,
+        refuse=partial(refuse_negative, method="RegMean"),
     ),
     "tsv": MergeMethod(
         TsvOptions,

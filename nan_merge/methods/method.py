@@ -144,6 +144,8 @@ class MergeMethod:
         fewest_models: How many fine-tuned models there must be at least.
         most_models: How many there may be; None for any number.
         nan_refused: Why NAN's coefficients have no meaning for this method; empty if they have.
+        refuse: Raises `CoefficientError` for T coefficients that have no meaning for this method,
+            whatever they were made from; None if all have.
         varies: Options -> the fields of this row that they change; the row holds what the
             default options need.
         copies: Copies in float32 of what the function is given that it makes at once, beside three
@@ -164,6 +166,7 @@ class MergeMethod:
     fewest_models: int = 1
     most_models: int | None = None
     nan_refused: str = ""
+    refuse: Callable[[Sequence[float]], None] | None = None
     varies: Callable[[Any], Mapping[str, Any]] | None = None
     copies: int = COPIES
     cost: str = ""

@@ -69,10 +69,7 @@ def model_stock(
         CoefficientError: If the coefficients are not equal.
     """
     assert base is not None
-    if len(set(coefficients)) > 1:
-        raise CoefficientError(
-            f"Model Stock was given the coefficients {list(coefficients)}: {NAN_REFUSED}."
-        )
+    refuse_unequal(coefficients)
     vectors = task_vectors(base, finetuned)
     if options.vectors == "row":
         ratio: float | Tensor = ratio_of(_row_cosines(vectors), options, len(vectors)).float()
@@ -81,6 +78,19 @@ def model_stock(
         ratio = float(ratio_of(gram_cosines(context.norms.task_vectors), options, len(vectors)))
     mean = weighted_sum(vectors, [1 / len(vectors)] * len(vectors))
     return mean.mul_(ratio).add_(base)
+
+
+def refuse_unequal(coefficients: Sequence[float]) -> None:
+    """Refuse all but the plain mean.
+
+    Raises:
+        CoefficientError: If the coefficients are not equal.
+    """
+    if len(set(coefficients)) > 1:
+        raise CoefficientError(
+            f"Model Stock was given the coefficients {list(coefficients)}: {NAN_REFUSED}, and "
+            "models without `weight`."
+        )
 
 
 def gram_cosines(gram: Sequence[Sequence[float]]) -> Tensor:

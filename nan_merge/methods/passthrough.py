@@ -2,8 +2,9 @@
 
 As in mergekit (merge_methods/passthrough.py), where the coefficient is called `scale`.
 
-`coefficients`: 1 by default, and then every bit is kept. NAN is refused: one model's share is
-always 1, and NAN's scale m/2 would halve its weights.
+`coefficients`: 1 by default, and then every bit is kept (float64, as in every method, is rounded to
+float32). NAN is refused: one model's share is always 1, and NAN's scale m/2 would halve its
+weights.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nan_merge.lazy_torch import torch
 from nan_merge.methods.consensus import elected_signs, without_zeros
-from nan_merge.methods.method import Context, Share, task_vectors
+from nan_merge.methods.method import Context, Share, refuse_negative, task_vectors
 from nan_merge.methods.ranks import kth_smallest
 from nan_merge.schema import StrictModel
 
@@ -55,14 +55,18 @@ def sce(
     Args:
         base: Shape S, float32; a whole tensor if the density is below 1.
         finetuned: T pieces of shape S, float32.
-        coefficients: T numbers that sum to 1.
+        coefficients: T numbers that sum to 1, none negative.
         options: Density and dialect.
         context: Inner products of the task vectors over the whole tensor, if the density is 1.
 
     Returns:
         Shape S, float32.
+
+    Raises:
+        CoefficientError: If a coefficient is negative.
     """
     assert base is not None
+    refuse_negative(coefficients, "SCE")
     vectors = task_vectors(base, finetuned)
     if options.density < 1:
         select_by_variance(vectors, options.density)

@@ -17,7 +17,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from nan_merge.yaml_config import load_config
 from pipelines.config import RunConfig
 from pipelines.results import RunResults, read_results
 from pipelines.run_folder import folder_names
+from tests.report_tables import Tables
 from tests.table2_data import write_table2_data
 
 ROOT = Path(__file__).parents[2]
@@ -237,36 +237,6 @@ def test_merges_are_what_the_run_file_says(twin):
             assert float(((base - expected).abs() > rounding).float().mean()) > 0.01
     weights = twin.results.model_norms["weights"]
     assert all(math.isfinite(norm) and norm > 0 for norm in weights.values())
-
-
-class Tables(HTMLParser):
-    """Tables of a page by the heading above them: rows of cells as text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[str, list[list[str]]] = {}
-        self._heading = ""
-        self._open = ""
-
-    def handle_starttag(self, tag, attrs):
-        if tag in ("h2", "th", "td"):
-            self._open = tag
-        if tag == "h2":
-            self._heading = ""
-        elif tag == "tr":
-            self.found.setdefault(self._heading, []).append([])
-        elif tag in ("th", "td"):
-            self.found[self._heading][-1].append("")
-
-    def handle_endtag(self, tag):
-        if tag == self._open:
-            self._open = ""
-
-    def handle_data(self, data):
-        if self._open == "h2":
-            self._heading += data
-        elif self._open:
-            self.found[self._heading][-1][-1] += data
 
 
 def test_the_report_shows_the_papers_table_beside_its_numbers(twin):

@@ -69,4 +69,4 @@ def test_drawn_questions_are_read_by_the_benchmarks_own_readers(tmp_path):
 
 def test_recipes_must_fit_the_base_that_they_start_from():
     with pytest.raises(ConfigError, match=r"llava-mini is trained by `skills`"):
-        load_config(TWIN, RunConfig, ["fine_tunes.models.colours={exercises: counting}"])
+        load_config(TWIN, RunConfig, ["fine_tunes.models.placing={exercises: counting}"])

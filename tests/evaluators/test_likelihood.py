@@ -177,6 +177,7 @@ def test_log_probabilities_that_are_not_numbers_are_none():
     prompt = render_choices(make_tiny_tokenizer(), with_choices(("X", "Y")), TEXT, 60)
     (answer,) = compare_choices(Recorder(math.nan), [prompt])
     assert answer.log_probabilities == (None, None)
+    assert answer.finish_reason == "choice" and answer.is_missing
 
 
 def test_shots_are_dropped_and_a_prompt_that_is_still_too_long_is_not_asked():
@@ -190,6 +191,7 @@ def test_shots_are_dropped_and_a_prompt_that_is_still_too_long_is_not_asked():
     )
     assert answer.log_probabilities == (None, None)
     assert (answer.num_dropped_shots, model.one) == (2, [])
+    assert answer.finish_reason == "length" and answer.is_missing
 
 
 def test_choices_without_a_prompt_cannot_be_compared():

@@ -1,6 +1,7 @@
 """Answers to questions about pictures: upstream's rules to the letter, and ours that abstain."""
 
 import itertools
+import json
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from evaluators.answers import Answer
 from evaluators.benchmarks.mathvista import offline_verdict, prompt_of
 from evaluators.benchmarks.picture_tables import PictureRow
-from evaluators.benchmarks.wemath import measures, parse_options
+from evaluators.benchmarks.wemath import measures, parse_options, read_samples
 from evaluators.benchmarks.wemath_measures import Problem, dimension, four_dimensions
 from evaluators.extraction_pictures import (
     chosen_label,
@@ -22,6 +23,8 @@ from evaluators.extraction_pictures import (
 from evaluators.language_scores import Outcome
 from evaluators.profiles import Verdict
 from evaluators.samples import Sample
+from nan_merge.errors import DataError
+from tests.picture_folders import write_wemath
 
 LABELS, OPTIONS = tuple("ABCD"), ("20°", "30°", "145°", "a green leaf")
 
@@ -209,6 +212,37 @@ def test_measures_of_wemath_leave_out_problems_that_were_not_asked_whole():
     assert found["S1, one step"].value == pytest.approx(2 / 3)
     assert found["S2, two steps"].value == 0
     assert "S3, three steps" not in found
+
+
+def test_a_domain_of_wemath_is_the_mean_over_its_concepts_of_one_step(tmp_path):
+    write_wemath(tmp_path, 2)  # seven questions about one concept
+    nodes = [
+        {"full node": "Plane Figures_Understanding of Plane Figures_Polygons_Squares"},
+        {"full node": "Plane Figures_Understanding of Plane Figures_Polygons_Circles"},
+        {"full node": "Measurement_Angles and Length_Rulers"},
+    ]
+    path = tmp_path / "testmini.json"
+    records = json.loads(path.read_text())
+    for record, concept in zip(records, ["Squares", "Circles", "x", *["Squares"] * 4], strict=True):
+        record["knowledge concept"] = concept
+    path.write_text(json.dumps(records))
+    assert all(len(sample.tags) == 1 for sample in read_samples(tmp_path))
+    (tmp_path / "knowledge_structure_nodes.json").write_text(json.dumps(nodes))
+    samples = read_samples(tmp_path)
+    right = ["2steps_2", "3steps_1", "3steps_multi"]
+    found = measures(
+        [
+            Outcome(s, Answer(s.id, "", "", "stop"), Verdict("A", s.tags[0] in right))
+            for s in samples
+        ]
+    )
+    # Squares: one of four steps right; circles: one of one. Whole problems do not count.
+    assert found["domain: Understanding of Plane Figures"].value == pytest.approx((1 / 4 + 1) / 2)
+    assert found["domain: Understanding of Plane Figures"].num_samples == 5
+    assert not any("Angles" in name for name in found)
+    (tmp_path / "knowledge_structure_nodes.json").write_text('[{"node": 1}]')
+    with pytest.raises(DataError, match=r"nodes\.json: expected a list .*remove it"):
+        read_samples(tmp_path)
 
 
 def test_a_row_without_text_says_which_column():

@@ -69,6 +69,19 @@ def test_wemath_clusters_are_problems_and_ai2ds_are_diagrams(tmp_path):
     assert clusters[0] == clusters[1] != clusters[2] == clusters[3]
 
 
+@pytest.mark.parametrize("write", [made.write_wemath_parquet, made.write_wemath_tsv])
+def test_other_layouts_of_wemath_are_the_same_problems(tmp_path, write):
+    made.write_wemath(tmp_path / "first")
+    write(tmp_path / "other")
+    first, other = (wemath.read_samples(tmp_path / name) for name in ("first", "other"))
+    assert len(first) == len(other) == 7
+    for one, two in zip(first, other, strict=True):
+        for part in ("id", "cluster_id", "options", "gold", "tags"):
+            assert getattr(one, part) == getattr(two, part)
+        pictures = [read_picture(each.images[0]) for each in (one, two)]
+        assert pictures[0] == pictures[1]
+
+
 def test_both_layouts_of_geoqa(tmp_path):
     made.write_geoqa(tmp_path / "a")
     made.write_geoqa_tsv(tmp_path / "b")

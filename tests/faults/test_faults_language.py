@@ -91,6 +91,7 @@ def test_an_engine_that_dies_is_replaced_and_the_answers_before_are_kept(run: Ru
     ) in run.console.export_text()
 
 
+@pytest.mark.slow
 def test_an_engine_that_dies_every_time_is_one_error_and_the_answers_before_are_kept(run: Run):
     whole = run.ask("whole", {})
     with pytest.raises(EvaluationError) as error:

@@ -31,6 +31,7 @@ VARIANTS = [
     {"method": {"name": "sce", "density": 0.5}},
     {"method": {"name": "model_stock", "vectors": "row"}},
     {"method": "task_arithmetic", "coefficients": {"scale": "norm"}},
+    {"method": "task_arithmetic", "coefficients": "variance"},
 ]
 
 

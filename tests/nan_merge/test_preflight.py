@@ -160,6 +160,31 @@ def test_weights_that_sum_to_zero_are_refused_from_headers(write):
         plan_merge(spec)
 
 
+@pytest.mark.parametrize(
+    ("method", "weight", "coefficients", "words"),
+    [
+        ("model_stock", 1.0, [0.4, 0.6], "plain mean of the models"),
+        ("model_stock", 2.0, "uniform", "and models without `weight`"),
+        ("sce", -0.5, "uniform", "no coefficient may be negative"),
+    ],
+)
+def test_coefficients_that_mean_nothing_to_the_method_are_refused_from_headers(
+    write, method, weight, coefficients, words
+):
+    models = [write("one"), {"path": write("three"), "weight": weight}]
+    spec = {"base": write("base"), "models": models, "method": method}
+    with pytest.raises(CoefficientError, match=words):
+        plan_merge(MergeRecipe.model_validate({**spec, "coefficients": coefficients}))
+
+
+def test_a_device_that_is_not_here_is_one_of_the_problems(write, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    merge = recipe(write("base"), write("one"), tokenizer="nobody", device="cuda")
+    message = str(refusal(merge))
+    assert "2 things must be mended" in message
+    assert "torch finds no CUDA device here" in message
+
+
 def test_an_output_that_is_an_input(write):
     base, one = write("base"), write("one")
     message = str(refusal(recipe(base, one), Path(base)))

@@ -233,7 +233,8 @@ def test_the_result_has_the_chosen_tokenizer_and_its_number_of_rows(write: Write
     (one.folder / "chat_template.jinja").write_text("{{ x }}")
     out = tmp_path / "out"
     shutil.copytree(base.folder, out)
-    (out / "vocab.txt").write_text("stale")
+    for name in ("vocab.txt", "spiece.model"):
+        (out / name).write_text("stale")
     chosen = match_vocabularies(base, [one], "one").vocabulary
     assert chosen is not None
     write_tokenizer(out, chosen.folder, chosen.added, chosen.folders, chosen.num_rows)
@@ -241,6 +242,7 @@ def test_the_result_has_the_chosen_tokenizer_and_its_number_of_rows(write: Write
     assert read_tokens(out)["[PAD]"] == 32
     assert (out / "chat_template.jinja").is_file()
     assert not (out / "vocab.txt").exists()
+    assert not (out / "spiece.model").exists()
 
 
 def test_a_tokenizer_file_that_is_a_link_elsewhere_is_not_copied(write: Write, tmp_path: Path):

@@ -6,7 +6,7 @@ import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nan_merge.errors import ConfigError
 from nan_merge.methods import METHODS
@@ -54,6 +54,29 @@ def test_short_forms_are_read(load):
     assert [model.name for model in recipe.models] == ["m1", "m2"]
     assert recipe.method.name == "ties"
     assert recipe.coefficients.values == (0.3, 0.001)
+
+
+class Span(StrictModel):
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _goes_upwards(self) -> "Span":
+        if self.high < self.low:
+            raise ValueError("goes down; exchange the two")
+        return self
+
+
+class Spans(StrictModel):
+    of: tuple[float, ...] | Span
+
+
+def test_what_a_section_of_a_union_refuses_is_said_in_its_words(problems):
+    text = "of: {low: 2, high: 1}\n"
+    assert problems(text, schema=Spans) == ["r.yaml:1:1: of: goes down; exchange the two"]
+    assert problems("of: 1\n", schema=Spans) == [
+        "r.yaml:1:1: of: found 1, expected a list or a section of keys and values"
+    ]
 
 
 class Plain(StrictModel):
@@ -106,6 +129,27 @@ def test_scalars_are_those_of_yaml_1_2(load, text, field, value):
             [
                 f"r.yaml:3:10: method.name: found 'tise', expected {METHOD_NAMES}; "
                 "did you mean 'ties'?"
+            ],
+        ),
+        (
+            "base: ./b\nmodels: [./a]\nmethod: {name: TIES}\n",
+            [
+                f"r.yaml:3:10: method.name: found 'TIES', expected {METHOD_NAMES}; "
+                "did you mean 'ties'?"
+            ],
+        ),
+        (
+            "models: [./a, ./b]\nmethod: linear\n",
+            [
+                f"r.yaml:2:1: method: found 'linear', expected {METHOD_NAMES}; "
+                "'linear' is called 'average' here"
+            ],
+        ),
+        (
+            "base: ./b\nmodels: [./a]\nmethod: {name: NAN}\n",
+            [
+                f"r.yaml:3:10: method.name: found 'NAN', expected {METHOD_NAMES}; NAN makes "
+                "coefficients, for any method: write `coefficients: nan` beside it"
             ],
         ),
         (
@@ -182,6 +226,17 @@ def test_scalars_are_those_of_yaml_1_2(load, text, field, value):
         (
             "base: ./b\nmodels: [./m1, ./m2]\nmethod: {name: ties, density: [0.1, 0.2, 0.3]}\n",
             ["r.yaml:1:1: method.density has 3 numbers for 2 models; give one number, or one each"],
+        ),
+        (
+            "models: [./m1, ./m2, ./m3]\nmethod: slerp\nconfig: m4\n"
+            "coefficients: {source: fixed, values: [1], scale: norm}\n",
+            [
+                "r.yaml:1:1: 1 coefficients for 3 models; give one each",
+                "r.yaml:1:1: method slerp merges exactly 2 models, not 3",
+                "r.yaml:1:1: method slerp with these coefficients needs a `base`",
+                "r.yaml:1:1: config: 'm4' is neither `base` nor a model of this recipe "
+                "(m1, m2, m3)",
+            ],
         ),
         (GOOD + "base: 5\n", ["r.yaml:4:1: base: found twice, first on line 1; expected once"]),
         (

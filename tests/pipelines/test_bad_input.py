@@ -174,7 +174,6 @@ def test_names_that_no_run_can_take(tmp_path: Path, override: str, words: str):
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(420)
 @pytest.mark.timeout(600)
 def test_ctrl_c_in_the_middle_of_a_run_and_the_run_after_it(tmp_path: Path):
     (tmp_path / "run.yaml").write_text(MINIATURE)

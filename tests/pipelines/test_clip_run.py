@@ -92,6 +92,7 @@ def test_all_rows_of_the_table_come_with_the_papers_numbers(with_training, worke
     assert again.rows == results.rows
 
 
+@pytest.mark.slow
 def test_forms_of_towers_do_not_change_the_scores(made, workers, tmp_path):
     """The same towers as checkpoints of ours: the same merges to the bit, the same answers."""
     mixed = run_here(made, tmp_path / "mixed")

@@ -192,6 +192,12 @@ def test_names_that_are_not_there_are_refused(run: Path, tmp_path: Path):
         compare_command([run], Console(file=StringIO()), flips="c", resamples=1000)
 
 
+def test_a_run_that_is_named_twice_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(run)
+    with pytest.raises(ConfigError, match="is named twice"):
+        compare(run, Path("../run"))
+
+
 def test_one_model_alone_cannot_be_compared(tmp_path: Path):
     run = write_image_run(tmp_path / "run", {"TIES": BASELINE})
     with pytest.raises(ConfigError, match="TIES is the only model of"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,22 @@ def test_a_killed_evaluation_goes_on_shard_by_shard_to_the_same_bytes(work, work
     for name in NAMES:
         whole, again = (work / folder / f"{name}.jsonl" for folder in ("whole", "killed"))
         assert whole.read_bytes() == again.read_bytes()
+
+
+def test_what_the_same_run_with_another_seed_answered_is_taken_over(work, workers):
+    found = benchmarks(work, workers)
+    first = Candidate("tower", work / "tower", work / "seed0")
+    scores = evaluate_candidates([first], found, 250, workers)
+    workers.scored.clear()
+    second = replace(first, predictions=work / "seed1", earlier=(work / "none", work / "seed0"))
+    assert evaluate_candidates([second], found, 250, workers) == scores
+    assert workers.scored == []
+    assert (work / "seed1" / "style.jsonl").read_bytes() == (
+        work / "seed0" / "style.jsonl"
+    ).read_bytes()
+    # Another batch size is another record: nothing is taken over.
+    evaluate_candidates([replace(second, predictions=work / "seed2")], found, 500, workers)
+    assert len(workers.scored) == 2
 
 
 def test_predictions_know_their_source(work, workers):

@@ -150,6 +150,22 @@ def test_rates_have_limits(tmp_path: Path):
     assert limited.breaches == ("gsm8k: 0.2 % abstained, more than 0.1 %",)
 
 
+def test_a_limit_on_what_is_not_known_is_refused_or_said_to_be_unchecked(tmp_path: Path):
+    known = write_import(tmp_path / "known", "m", {"gsm8k": "10" * 200})
+    silent = write_import(tmp_path / "silent", "m", {"gsm8k": "10" * 200}, unknown_ends=[7])
+    section = {"candidate": str(silent), "baseline": str(known), "margin": 5.0}
+    report = decided(None, **section)
+    assert report.verdict == "pass"
+    note = f"gsm8k: whether answers were cut off is not known of m ({silent}"
+    assert report.notes[0].startswith(note)
+    assert report.notes[0].endswith("No limit on that was checked.")
+    with pytest.raises(DataError, match=r"gate.max_truncated: gsm8k: .* Remove the limit"):
+        decided(None, **section, max_truncated=1.0)
+    # The other way round the candidate's own limit can be checked.
+    turned = {"candidate": str(known), "baseline": str(silent), "margin": 5.0}
+    assert decided(None, **turned, max_truncated=1.0).verdict == "pass"
+
+
 def test_models_of_other_runs_are_found(run: Path, tmp_path: Path):
     new = write_image_run(tmp_path / "new", {"released": changed(RELEASED, 5, 5)})
     report = decided(None, candidate=str(new), baseline=f"{run}:released")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,34 @@ def test_importing_twice_gives_the_same_records(lm_eval, tmp_path):
     assert before == after
 
 
+def test_every_model_and_the_latest_of_every_task_are_taken(lm_eval, tmp_path):
+    first = lm_eval / "org__tiny"
+    # Another model in a folder of its own, older; and gsm8k of the first once more, later.
+    other = Path(shutil.copytree(first, lm_eval / "org__other"))
+    results = json.loads((other / f"results_{STAMP}.json").read_text())
+    (other / f"results_{STAMP}.json").write_text(
+        json.dumps(results | {"model_name": "org/other", "config": None})
+    )
+    later = f"{STAMP}9"
+    once_more = {"results": {}, "configs": {"gsm8k": {}}, "model_name": "org/tiny"}
+    (first / f"results_{later}.json").write_text(json.dumps(once_more))
+    rows = [written_row(0, "strict-match", "18", 1.0)]
+    write_lines(first / f"samples_gsm8k_{later}.jsonl", rows)
+    scores(lm_eval, tmp_path / "imported")
+    found = json.loads((tmp_path / "imported" / "scores.json").read_text())
+    right = {
+        (each["model"], each["benchmark"], each["profile"]): each["micro"]["value"]
+        for each in found
+    }
+    assert right == {
+        ("other", "gsm8k", "flexible-extract"): 1.0,
+        ("other", "gsm8k", "strict-match"): 0.0,
+        ("other", "mmlu", "none"): pytest.approx(2 / 3),
+        ("tiny", "gsm8k", "strict-match"): 1.0,
+        ("tiny", "mmlu", "none"): pytest.approx(2 / 3),
+    }
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -210,6 +239,7 @@ def test_importing_twice_gives_the_same_records(lm_eval, tmp_path):
         (lambda f: next(f.rglob("samples_gsm8k*")).write_text("{"), r"jsonl:1: is not JSON"),
         (lambda f: next(f.rglob("samples_gsm8k*")).write_text("{}\n"), "is no sample of"),
         (lambda f: next(f.rglob("results_*")).write_text("[]"), "is no results file"),
+        (lambda f: next(f.rglob("samples_gsm8k*")).write_bytes(b"\xff"), "byte 0 is not UTF-8"),
         (
             lambda f: write_lines(
                 next(f.rglob("samples_gsm8k*")),

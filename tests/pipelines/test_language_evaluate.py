@@ -15,10 +15,13 @@ from nan_merge.errors import ConfigError, DataError
 from pipelines import language_command
 from pipelines.cli import app
 from pipelines.language_benchmarks import open_benchmark
-from pipelines.language_command import rescore_command
+from pipelines.language_command import evaluate_command, rescore_command
 from pipelines.language_config import BenchmarkSpec
+from pipelines.language_evaluate import LanguageCandidate, answer_benchmarks
 from pipelines.language_records import find_records
+from tests.language_checkpoints import make_tiny_llama
 from tests.language_evaluations import (
+    TRANSFORMERS,
     Here,
     Killed,
     ask,
@@ -70,6 +73,33 @@ def test_a_model_is_loaded_once_for_all_benchmarks_and_asked_nothing_twice(work,
     again = ask(work, workers, "kept", BenchmarkSpec(name="mmlu"), gsm8k())
     assert workers.loaded == ["tiny"]
     assert again == records
+
+
+def test_what_the_same_run_with_another_seed_answered_is_taken_over(work, workers):
+    opened = [open_benchmark(gsm8k(), work / "data")]
+
+    def answered(model: str, folder: str, *earlier: str):
+        others = tuple(work / each for each in earlier)
+        candidate = LanguageCandidate("tiny", str(work / model), work / folder, earlier=others)
+        (record,) = answer_benchmarks(
+            [candidate],
+            opened,
+            TRANSFORMERS.options(),
+            workers,  # type: ignore[arg-type]
+        ).values()
+        return record
+
+    first = answered("model", "seed0")
+    workers.asked.clear()
+    second = answered("model", "seed1", "none", "seed0")
+    assert workers.asked == []
+    assert second.path.read_bytes() == first.path.read_bytes()
+    assert [each.path for each in find_records(work / "seed1")] == [second.path]
+    # Other weights are asked, and the record of the first ones is not taken for theirs.
+    make_tiny_llama(work / "drawn", seed=5)
+    third = answered("drawn", "seed2", "seed0")
+    assert len(workers.asked) == 6
+    assert third.info.key != first.info.key
 
 
 @pytest.mark.parametrize("killed_after", [0, 2, 3, 5])
@@ -134,6 +164,14 @@ def test_the_table_has_averages_errors_and_rates_and_the_json_says_the_same(work
     (record,) = [each for each in find_records(work / "out") if each.info.benchmark == "gsm8k"]
     cut_off = [each.finish_reason == "length" for each in record.answers()]
     assert written["truncation_rate"] == sum(cut_off) / 6 > 0
+
+
+def test_the_folder_where_one_stands_is_called_by_its_name(work, workers, monkeypatch):
+    monkeypatch.chdir(work / "model")
+    console = silent_console()
+    evaluate_command(".", [gsm8k(limit=1)], TRANSFORMERS, console, data=work / "data")
+    assert (work / "model" / "runs" / "evaluations" / "model" / "scores.json").is_file()
+    assert "model" in console.export_text().splitlines()[0]
 
 
 def test_subsets_have_scores_of_their_own_and_no_average(work, workers):

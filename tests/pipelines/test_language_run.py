@@ -123,6 +123,14 @@ def test_seeds_are_run_recorded_and_compared(tmp_path, monkeypatch):
         one, other = ((folder / "model.safetensors").read_bytes() for folder in folders)
         assert (one == other) == is_same
     text = console.export_text()
+    # The second time only DARE has other weights; the others' answers are taken over.
+    assert 0 < text.count("Asking 5 models") == text.count("Asking 1 model")
+    for name, is_same in (("pretrained", True), ("math", True), ("ta", True), ("dare", False)):
+        folders = [tmp_path / run / "predictions" / name for run in ("run", "run-seed1")]
+        one, other = (
+            {path.name: path.read_bytes() for path in each.glob("*.jsonl")} for each in folders
+        )
+        assert (one == other) == is_same and len(one) == len(other) == 2
     assert "mean ± sample standard deviation over seeds 0, 1" in " ".join(text.split())
     assert "note: gsm8k: samples in which no answer was found, counted as wrong: " in text
     assert (tmp_path / "run-2seeds" / "seeds_report.html").is_file()

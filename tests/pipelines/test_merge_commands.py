@@ -77,6 +77,12 @@ def test_plan_without_out_says_that_the_disk_was_not_checked(work: Path):
     assert "Name OUT to check the disk" in ok("plan", "recipe.yaml", "method=task_arithmetic")
 
 
+def test_plan_without_trial_work_says_that_the_time_is_unknown(work: Path, monkeypatch):
+    monkeypatch.setattr("nan_merge.estimate.compute_costs", lambda _: {})
+    text = ok("plan", "recipe.yaml")
+    assert "Time: unknown, because the trial work, by which it is estimated, failed here.\n" in text
+
+
 def test_plan_of_a_merge_that_is_there(work: Path):
     ok("merge", "recipe.yaml", "out")
     assert "out holds a merge of this recipe" in ok("plan", "recipe.yaml", "out")

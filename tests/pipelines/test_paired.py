@@ -227,6 +227,18 @@ def test_independent_samples_are_tested_by_exact_mcnemar():
     assert p_value == pytest.approx(0.17, abs=0.005)
 
 
+def test_samples_that_all_changed_alike_are_no_proof_of_no_difference():
+    # Two subsets of 8, every sample gained: there is no spread, and yet no doubt.
+    won = answered(*((str(place), 1, 0) for place in range(16)), subsets="aaaaaaaabbbbbbbb")
+    assert difference_of(won).standard_error == 0
+    p_value, test = p_of_no_difference(difference_of(won))
+    # z = 16 / sqrt(16) = 4 with 14 degrees of freedom
+    assert (p_value, test) == (pytest.approx(2 * stats.t.sf(4, 14)), "score test")
+    # Of two sources a little doubt stays.
+    two = answered(*((str(place % 2), 1, 0) for place in range(16)))
+    assert 0.05 < p_of_no_difference(difference_of(two))[0] < 1
+
+
 def test_samples_of_shared_sources_are_tested_over_the_sources():
     pairs = answered(*((str(place % 12), place % 5 == 0, place % 7 == 0) for place in range(120)))
     p_value, test = p_of_no_difference(difference_of(pairs))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pipelines import plots
+from pipelines.drawing import clipped
 
 FIGURES = [plots.accuracy_plot, plots.norms_plot, plots.coefficients_plot]
 
@@ -55,3 +56,15 @@ def test_runs_without_merges_or_with_equal_norms_are_drawn(tiny):
     assert plots.accuracy_plot(unmerged)
     assert plots.norms_plot(unmerged)
     assert plots.coefficients_plot(unmerged)
+
+
+def test_long_names_keep_the_end_that_tells_them_apart():
+    names = [
+        f"DARE, coefficients=uniform, drop_rate={rate}, lambda=0.{n}"
+        for rate in (0.5, 0.9)
+        for n in (3, 5)
+    ]
+    shown = [clipped(name) for name in names]
+    assert len(set(shown)) == 4 and max(map(len, shown)) == 50
+    assert shown[0] == "DARE, coefficients=uniform, drop_…=0.5, lambda=0.3"
+    assert clipped("  short\nname ") == "short name"

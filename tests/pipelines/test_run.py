@@ -321,6 +321,23 @@ def test_names_that_would_mix_rows(tmp_path: Path, changes: dict[str, object], w
         miniature(tmp_path, **changes)
 
 
+def test_merges_that_no_recipe_may_have_are_refused_before_any_worker_starts(tmp_path: Path):
+    merges = [
+        {"name": "Arc", "method": "slerp"},
+        {"name": "TA", "method": "task_arithmetic"},
+        {"name": "Few", "method": "ties", "coefficients": [0.3]},
+        {"name": "Trim", "method": {"name": "ties", "density": [0.1, 0.2, 0.3, 0.4]}},
+    ]
+    tasks = [*TASKS, "mnist"]
+    with pytest.raises(ConfigError) as caught:
+        check_run(miniature(tmp_path, merges=merges, experts={"tasks": tasks}))
+    assert str(caught.value).splitlines() == [
+        "merges: Arc: method slerp merges exactly 2 models, not 3",
+        "merges: Few: 1 coefficients for 3 models; give one each",
+        "merges: Trim: method.density has 4 numbers for 3 models; give one number, or one each",
+    ]
+
+
 def test_an_unknown_backbone_is_refused_before_any_worker_starts(tmp_path: Path):
     experts = {"backbone": "nan-merge-mimi", "tasks": TASKS}
     with pytest.raises(ConfigError, match="did you mean 'nan-merge-mini'"):

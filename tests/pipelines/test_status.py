@@ -79,6 +79,14 @@ def test_why_a_run_failed(tmp_path: Path, events: EventLog):
     assert "error: model [x] is broken. Mend it." in shown(tmp_path)
 
 
+def test_a_run_that_was_interrupted_says_so(tmp_path: Path, events: EventLog):
+    with suppress(KeyboardInterrupt), events.run("mine", 0):
+        raise KeyboardInterrupt
+    text = shown(tmp_path)
+    assert "error: interrupted by Ctrl-C" in text
+    assert "Run the same command again" in text
+
+
 def test_only_the_last_run_counts_even_after_half_a_line(tmp_path: Path, events: EventLog):
     in_the_middle(events)
     with (tmp_path / EVENTS_NAME).open("a") as file:
@@ -107,6 +115,15 @@ def test_checkpoints_and_predictions_are_counted(tmp_path: Path, events: EventLo
 
 def test_a_folder_without_a_run_says_so(tmp_path: Path):
     with pytest.raises(DataError, match=r"holds no run: events.jsonl cannot be read"):
+        read_status(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"event": "run begun"}', '{"event": "run begun", "time": 1, "seed": "x"}']
+)
+def test_events_that_make_no_sense_are_called_damaged(tmp_path: Path, line: str):
+    (tmp_path / EVENTS_NAME).write_text(line + "\n")
+    with pytest.raises(DataError, match=r"events.jsonl is damaged \((Key|Value)Error"):
         read_status(tmp_path)
 
 

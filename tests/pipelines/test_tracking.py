@@ -95,7 +95,7 @@ def test_a_run_has_a_child_per_model_in_the_order_of_the_table(results, tmp_path
     folder = tmp_path / "run"
     start = time.monotonic()
     uri = record(results, folder)
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 240, "no waiting for servers; a busy machine takes its time"
     assert capfd.readouterr() == ("", ""), "no chatter about the making of the database"
     assert uri == f"sqlite:///{folder}/mlflow.db"
     client, (parent,), children = recorded(uri, "quickstart")

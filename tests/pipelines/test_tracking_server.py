@@ -17,7 +17,9 @@ from rich.console import Console
 from nan_merge.errors import ConfigError, DataError
 from pipelines.config import RunConfig, Track
 from pipelines.outbox import PENDING_NAME, read_pending
+from pipelines.records import safe_key
 from pipelines.results import RunResults, SweepPoint, write_results
+from pipelines.sweep_records import find_record
 from pipelines.track_sync import mark_passed, sync_command, sync_run, usable_uri
 from pipelines.tracking import TrackingError, track_run
 from tests.mlflow_server import HAS_AUTHENTICATION, PASSWORD, USER, Server, free_port, serving
@@ -51,6 +53,7 @@ def finished_run(results: RunResults, folder: Path, track: Track) -> dict[str, d
     (folder / "plots").mkdir()
     (folder / "plots" / "accuracy.svg").write_text("<svg/>")
     (folder / "report.html").write_text("<html/>")
+    (folder / "comparison.json").write_text("{}")
     config = {
         "name": results.name,
         "base": "b",
@@ -124,10 +127,14 @@ def test_a_server_holds_the_whole_run(server: Server, swept: RunResults, tmp_pat
         "benchmark": 6,
     }
     assert {run.info.status for found in runs.values() for run in found} == {"FINISHED"}
+    # The page shows how long a run took: not how long it took to record it.
+    lengths = {r.info.end_time - r.info.start_time for found in runs.values() for r in found}
+    assert lengths == {0}
     (parent,) = runs["run"]
     assert parent.data.tags["mlflow.source.git.commit"] == "c0ffee"
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert {"report.html", "environment.txt", "plots", "config.yaml"} <= artifacts
+    wanted = {"report.html", "environment.txt", "plots", "config.yaml", "comparison.json"}
+    assert wanted <= artifacts
     child = next(run for run in runs["model"] if run.info.run_name == "TIES")
     assert child.data.metrics["dev/average"] == 0.72
     assert child.data.params["sweep/coefficients.lambda"] == "0.5"
@@ -249,12 +256,15 @@ def test_what_passed_the_gate_gets_an_alias(server: Server, swept: RunResults, t
     track = Track(uri=server.url)
     files = finished_run(swept, tmp_path, track)
     track_run(swept, tmp_path, track, **files)
-    verdict = {"margin": "0.01", "baseline": "TA"}
+    verdict = {"margin": "0.01", "baseline": "TA", "margin/wemath: score (strict)": "2"}
     assert mark_passed(tmp_path, "TIES", config=track, verdict=verdict) == f"{swept.name} version 1"
     client = client_of(server)
     version = client.get_model_version_by_alias(swept.name, "passed")
     assert version.tags["nan_merge.merge"] == "TIES"
     assert version.tags["nan_merge.gate.margin"] == "0.01"
+    # MLflow refuses some of the signs that names of benchmarks have.
+    kept = safe_key("wemath: score (strict)")
+    assert version.tags[f"nan_merge.gate.margin/{kept}"] == "2"
     sent = {file.path for file in client.list_artifacts(version.run_id, "checkpoint")}
     assert "checkpoint/model.safetensors" not in sent  # unless it is asked for
     mark_passed(tmp_path, "TA", config=track)
@@ -282,6 +292,19 @@ def test_what_cannot_be_marked_is_said(swept: RunResults, tmp_path: Path):
         mark_passed(tmp_path, "base", config=Track())
     with pytest.raises(DataError, match="cannot be read"):
         mark_passed(tmp_path / "nowhere", "TIES")
+
+
+def test_the_record_of_a_swept_merge_is_found_by_its_whole_name(tmp_path: Path):
+    names = ("TA + NAN (τ)", 'TA, "fixed"', "TA")
+    for number, name in enumerate(names):
+        folder = tmp_path / "points" / str(number)
+        folder.mkdir(parents=True)
+        (folder / "point.json").write_text(json.dumps({"name": name}))
+    (tmp_path / "points" / "damaged").mkdir()
+    (tmp_path / "points" / "damaged" / "point.json").write_text("{")
+    for number, name in enumerate(names):
+        assert find_record(tmp_path, name) == tmp_path / "points" / str(number)
+    assert find_record(tmp_path, "fixed") is None
 
 
 def test_two_folders_are_sent_although_one_fails(server: Server, swept: RunResults, tmp_path: Path):

@@ -92,7 +92,7 @@ def test_actors_and_samples_are_shown_and_told(workers: Workers, tmp_path: Path,
 
 
 @pytest.mark.ray
-def test_an_actor_that_this_machine_has_no_place_for_is_refused_at_once(tmp_path: Path):
+def test_an_actor_that_this_machine_has_no_place_for_is_refused_before_any_work(tmp_path: Path):
     config = Cluster(num_workers=1, evaluate=StageResources(num_cpus=2))
     progress = RunProgress(Console(file=StringIO()))
     started = time.monotonic()
@@ -100,9 +100,9 @@ def test_an_actor_that_this_machine_has_no_place_for_is_refused_at_once(tmp_path
         pytest.raises(EvaluationError, match=r"one needs 2 CPU, and the nodes have 1 CPU\. Lower"),
         Workers(config, progress, tmp_path) as workers,
     ):
-        job = ModelJob("a", load, ("a",), answer, [1])
-        workers.serve_models("Evaluating", [job], lambda *_: None, lambda item: 1)
+        workers.run_tasks("Merging", [Task("merge", (tmp_path / "done").touch, (), 1)], "merge")
     assert time.monotonic() - started < 60
+    assert not (tmp_path / "done").exists()
 
 
 def answer_slowly(model: str, item: int) -> str:
