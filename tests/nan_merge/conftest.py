@@ -1,4 +1,4 @@
-"""Small checkpoints, made as the tests need them."""
+"""Small checkpoints and files of settings, made as the tests need them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nan_merge.checkpoint import Checkpoint, open_checkpoint
+from nan_merge.errors import ConfigError
+from nan_merge.recipe import MergeRecipe
+from nan_merge.yaml_config import load_config
 from tests.lora_adapters import WriteAdapter, base_tensors, write_adapter_in
 
 WriteCheckpoint = Callable[..., str]
@@ -70,3 +73,28 @@ def family(write_checkpoint: WriteCheckpoint) -> dict[str, str]:
         }
         paths[name] = write_checkpoint(name, tuned)
     return paths
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Write a file of settings and load it."""
+    monkeypatch.chdir(tmp_path)
+
+    def load(text: str | bytes, *overrides: str, schema=MergeRecipe):
+        content = text.encode() if isinstance(text, str) else text
+        Path("r.yaml").write_bytes(content)
+        return load_config(Path("r.yaml"), schema, overrides)
+
+    return load
+
+
+@pytest.fixture
+def problems(load):
+    """The lines of the error that loading a file of settings gives."""
+
+    def problems(text: str | bytes, *overrides: str, schema=MergeRecipe) -> list[str]:
+        with pytest.raises(ConfigError) as caught:
+            load(text, *overrides, schema=schema)
+        return str(caught.value).splitlines()
+
+    return problems

@@ -1,12 +1,11 @@
 import json
 from pathlib import Path
-from typing import Annotated, Literal
 
 import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from nan_merge.errors import ConfigError
 from nan_merge.methods import METHODS
@@ -27,56 +26,11 @@ TIES_KEYS = keys(METHODS["ties"].options)
 METHOD_NAMES = f"{', '.join(_FIRST_METHODS)} or {_LAST_METHOD}"
 
 
-@pytest.fixture
-def load(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def load(text: str | bytes, *overrides: str, schema=MergeRecipe):
-        content = text.encode() if isinstance(text, str) else text
-        Path("r.yaml").write_bytes(content)
-        return load_config(Path("r.yaml"), schema, overrides)
-
-    return load
-
-
-@pytest.fixture
-def problems(load):
-    def problems(text: str | bytes, *overrides: str, schema=MergeRecipe) -> list[str]:
-        with pytest.raises(ConfigError) as caught:
-            load(text, *overrides, schema=schema)
-        return str(caught.value).splitlines()
-
-    return problems
-
-
 def test_short_forms_are_read(load):
     recipe = load(GOOD + "coefficients: [0.3, 1e-3]\n")
     assert [model.name for model in recipe.models] == ["m1", "m2"]
     assert recipe.method.name == "ties"
     assert recipe.coefficients.values == (0.3, 0.001)
-
-
-class Span(StrictModel):
-    low: float
-    high: float
-
-    @model_validator(mode="after")
-    def _goes_upwards(self) -> "Span":
-        if self.high < self.low:
-            raise ValueError("goes down; exchange the two")
-        return self
-
-
-class Spans(StrictModel):
-    of: tuple[float, ...] | Span
-
-
-def test_what_a_section_of_a_union_refuses_is_said_in_its_words(problems):
-    text = "of: {low: 2, high: 1}\n"
-    assert problems(text, schema=Spans) == ["r.yaml:1:1: of: goes down; exchange the two"]
-    assert problems("of: 1\n", schema=Spans) == [
-        "r.yaml:1:1: of: found 1, expected a list or a section of keys and values"
-    ]
 
 
 class Plain(StrictModel):
@@ -315,39 +269,6 @@ def test_a_path_without_a_file_is_refused(tmp_path, monkeypatch, path, message):
     with pytest.raises(ConfigError) as caught:
         load_config(Path(path), MergeRecipe)
     assert str(caught.value) == message
-
-
-class Cat(StrictModel):
-    name: Literal["cat"] = "cat"
-    lives: int = 9
-
-
-class Dog(StrictModel):
-    breed: str
-    age: int = 0
-
-
-class Zoo(StrictModel):
-    pet: Cat | Dog | str | None = None
-    pets: tuple[Annotated[Cat | Dog, Field(union_mode="left_to_right")], ...] = ()
-
-
-def test_a_plain_union_reports_only_the_nearest_member(problems):
-    assert problems("pet: {breed: pug, age: old}", schema=Zoo) == [
-        "r.yaml:1:19: pet.age: found 'old', expected a whole number"
-    ]
-
-
-def test_a_value_that_fits_no_member_is_one_problem(problems):
-    assert problems("pet: 3", schema=Zoo) == [
-        "r.yaml:1:1: pet: found 3, expected a section of keys and values or text"
-    ]
-
-
-def test_a_union_in_a_list_names_the_entry(problems):
-    assert problems("pets:\n- {lives: 8}\n- {lives: many}\n", schema=Zoo) == [
-        "r.yaml:3:4: pets.1.lives: found 'many', expected a whole number"
-    ]
 
 
 def test_overrides_reach_into_short_forms(load):
