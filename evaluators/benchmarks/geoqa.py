@@ -14,9 +14,9 @@ from pathlib import Path
 
 from evaluators.benchmarks.files import read_json_lines
 from evaluators.benchmarks.picture_questions import (
-    LETTERS,
     gold_label,
     lines_of,
+    listed_texts,
     options_of,
     picture_sample,
     refuse_repeated,
@@ -88,13 +88,7 @@ def parse_choices(text: str) -> tuple[str, ...]:
     ('20°', '30°', '40°', '50°')
     """
     tail = re.split(r"(?i)choices?\s*[:：]", text)[-1]
-    starts = list(re.finditer(r"(?:^|[\s,;])\(?([A-D])[.:：)]", tail))
-    ends = [*(match.start() for match in starts[1:]), len(tail)]
-    found: list[str] = []
-    for match, end in zip(starts, ends, strict=False):  # without a start there is an end too many
-        if match[1] == LETTERS[len(found) % 4]:
-            found.append(tail[match.end() : end].strip(" ,;\n"))
-    return tuple(found[:4])
+    return listed_texts(tail, r"(?:^|[\s,;])\(?([A-D])[.:：)]", " ,;\n")
 
 
 def _sample(row: PictureRow, number: int, form: str) -> Sample:

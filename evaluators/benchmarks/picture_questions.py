@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Callable, Sequence
 
@@ -13,6 +14,23 @@ from nan_merge.errors import DataError
 
 LETTERS = string.ascii_uppercase
 METRIC = "accuracy"
+
+
+def listed_texts(text: str, label: str, around: str) -> tuple[str, ...]:
+    """The texts behind the labels A, B, ... of a line, as far as these go in their order.
+
+    Args:
+        text: Such as "A. 1; B. 2".
+        label: Pattern of a label, whose first group is its letter.
+        around: Characters that do not belong to a text where they stand at its ends.
+    """
+    starts = list(re.finditer(label, text))
+    found: list[str] = []
+    for place, match in enumerate(starts):
+        end = starts[place + 1].start() if place + 1 < len(starts) else len(text)
+        if match[1] == LETTERS[len(found)]:
+            found.append(text[match.end() : end].strip(around))
+    return tuple(found)
 
 
 def options_of(row: PictureRow) -> tuple[str, ...]:

@@ -7,13 +7,13 @@ are 3 to 7 of them. Some option strings are malformed, so they are asked as they
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from evaluators.benchmarks.picture_questions import (
     LETTERS,
     gold_label,
+    listed_texts,
     options_of,
     picture_sample,
     refuse_repeated,
@@ -86,13 +86,7 @@ def parse_options(text: str) -> tuple[str, ...]:
     >>> parse_options("A. 1 cm; B. 2 cm;C.No correct answer")
     ('1 cm', '2 cm', 'No correct answer')
     """
-    starts = list(re.finditer(r"(?:^|[;；]\s*|\s)([A-H])[.．、]", text))
-    found: list[str] = []
-    ends = [*(match.start() for match in starts[1:]), len(text)]
-    for match, end in zip(starts, ends, strict=False):  # without a start there is an end too many
-        if match[1] == LETTERS[len(found)]:
-            found.append(text[match.end() : end].strip(" ;；"))
-    return tuple(found)
+    return listed_texts(text, r"(?:^|[;；]\s*|\s)([A-H])[.．、]", " ;；")
 
 
 def measures(outcomes: Sequence[Judged]) -> dict[str, Score]:

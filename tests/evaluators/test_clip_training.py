@@ -14,6 +14,8 @@ from evaluators.training.pretrain import PretrainRecipe, pretrain_clip
 from evaluators.training.text_tower import TextRecipe, supervised_contrast, train_text_tower
 from nan_merge.errors import EvaluationError, OutputError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 repair()
 pytest.importorskip("open_clip")
 
@@ -39,14 +41,6 @@ def toy_set(name: str) -> ImageSet:
 
 
 SETS = [toy_set("photo"), toy_set("painting")]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,8 @@ from nan_merge.errors import EvaluationError, MissingExtraError, OutputError
 from tests.benchmark_folders import write_bbh, write_gsm8k
 from tests.language_checkpoints import HAS_SMOLLM2, make_tiny_llama
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 transformers = pytest.importorskip(
     "transformers", reason="transformers is not installed (requirements/peers.txt)"
 )
@@ -111,14 +113,6 @@ def test_counting_is_asked_as_bbhs_profile_asks_and_read_as_it_reads(tmp_path: P
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_llama(tmp_path_factory.mktemp("tiny") / "base")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def finetune(base: Path, output: Path, seed: int = 0, **changes: Any) -> list[float]:

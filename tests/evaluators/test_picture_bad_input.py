@@ -1,8 +1,6 @@
 """Bad data about pictures, through the readers: an error that names the place, or an abstention."""
 
 import json
-import struct
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,17 +23,6 @@ from nan_merge.errors import DataError
 from tests import picture_folders as made
 
 
-def bomb() -> bytes:
-    """A PNG of a few bytes that says it has 40,000 x 40,000 pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        checksum = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + checksum
-
-    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
-
-
 def answered(sample: Sample, text: str) -> Answer:
     return Answer(sample.id, "", text, "stop", 1, num_tokens=1)
 
@@ -53,13 +40,13 @@ TOO_LARGE = r"the image (is far too large|has 40,000 x 40,000 pixels)"
 
 def test_a_bomb_in_a_file_or_in_parquet_is_refused_before_it_is_decoded(tmp_path):
     made.write_mathvista(tmp_path / "files")
-    made.write_picture(tmp_path / "files", "images/3.png", bomb())
+    made.write_picture(tmp_path / "files", "images/3.png", made.bomb())
     with pytest.raises(DataError, match=rf"row 3: {TOO_LARGE}"):
         mathvista.read_samples(tmp_path / "files")
     (problem, *_) = check_data("mathvista", tmp_path / "files").all_problems()
     assert "row 3" in problem
     row = {"question": "What?", "options": ["x", "y"], "answer": "0",
-           "image": {"bytes": bomb(), "path": None}}  # fmt: skip
+           "image": {"bytes": made.bomb(), "path": None}}  # fmt: skip
     made.write_parquet(tmp_path / "hub" / "data" / "test-00000-of-00001.parquet", [row])
     with pytest.raises(DataError, match=rf"\.parquet: row 1: {TOO_LARGE}"):
         ai2d.read_samples(tmp_path / "hub")

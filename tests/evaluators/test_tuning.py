@@ -20,6 +20,8 @@ from evaluators.training.multitask import MultitaskRecipe, train_multitask_tower
 from evaluators.training.tuning import Saving, state_path, tune
 from nan_merge.errors import EvaluationError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 repair()
 pytest.importorskip("open_clip")
 
@@ -37,14 +39,6 @@ def noise_set(name: str, size: int = 32) -> ImageSet:
         class_names=("one", "two"),
         templates=("a {}.",),
     )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
