@@ -4,13 +4,14 @@
     python benchmarks/vision_speed.py --model nan-merge-mini --images 2000
 
 Weights are random, and pictures are drawn: JPEG files of 500 x 375 pixels, in class folders of
-EuroSAT. One process, without Ray. Three things are measured:
+EuroSAT. One process, without Ray. What is measured:
 
 - decoding the pictures once into the mapped file of the cache;
 - one tower over that file, and then --towers of them in one pass;
 - the same tower in a loop of nothing but open_clip's own calls over the same batches, with pixels
   that are normalised before the clock starts. Both sides take turns, and the fastest turn counts:
-  anything slower was something else on the machine.
+  anything slower was something else on the machine;
+- with --compile, the same tower through torch.compile, and how long compiling takes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import argparse
 import io
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,7 +29,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from evaluators.backends.clip import Clip, build_clip, classify_all, place_tower, zero_shot_head
+from evaluators.backends.clip import (
+    Clip,
+    ImageTower,
+    build_clip,
+    classify_all,
+    place_tower,
+    zero_shot_head,
+)
 from evaluators.clip_sets import CLIP_SETS
 from evaluators.clip_sets.layouts import list_images
 from evaluators.clip_sets.prepare import (
@@ -103,6 +112,7 @@ def main() -> None:
     parser.add_argument(
         "--cpu-time", action="store_true", help="count CPU seconds: for a machine that is shared"
     )
+    parser.add_argument("--compile", action="store_true", help="also measure torch.compile")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     clip = build_clip(asked.model, seed=0)
@@ -157,6 +167,8 @@ def report(
     else:
         one = min(seconds(lambda: classify(1), clock) for _ in range(asked.turns))
         print(f"one tower {one:.2f} s")
+    if asked.compile:
+        report_compiled(asked, towers[0], head, images)
     turns = range(max(1, asked.turns - 2))
     many = min(seconds(lambda: classify(asked.towers), clock) for _ in turns)
     each = 1e3 / len(images)
@@ -165,6 +177,29 @@ def report(
         f"{asked.towers} towers with one decoding {decode + many:.2f} s, one with it "
         f"{decode + one:.2f} s: {(decode + many) / (decode + one):.2f} times; each with its own "
         f"decoding they would take {asked.towers * (decode + one):.2f} s"
+    )
+
+
+def report_compiled(
+    asked: argparse.Namespace, tower: ImageTower, head: Tensor, images: np.ndarray
+) -> None:
+    """Time the first batch through torch.compile, then both ways in turn."""
+    clock = time.process_time if asked.cpu_time else time.perf_counter
+    compiled = replace(tower, visual=torch.compile(tower.visual))
+
+    def classify(which: ImageTower, count: int) -> np.ndarray:
+        return classify_all([which], [head], images[:count], asked.batch_size)[0][0]
+
+    first = seconds(lambda: classify(compiled, asked.batch_size), time.perf_counter)
+    ours, plain = [], []
+    for _ in range(asked.turns):
+        ours.append(seconds(lambda: classify(compiled, len(images)), clock))
+        plain.append(seconds(lambda: classify(tower, len(images)), clock))
+    saved = (min(plain) - min(ours)) / len(images)
+    pays = f"pays after {first / saved:,.0f} images" if saved > 0 else "never pays"
+    print(
+        f"compiled {min(ours):.2f} s, as it is {min(plain):.2f} s, ratio "
+        f"{min(ours) / min(plain):.3f}; compiling took {first:.1f} s and {pays}"
     )
 
 

@@ -128,7 +128,7 @@ class Evaluate(StrictModel):
     batch_size: int = Field(default=250, ge=1)
     """Images that go through a model at once."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
-    """What image towers compute in; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    """What image towers compute in; `auto` is bfloat16 where it is faster, see docs/images.md."""
     models_at_once: int = Field(default=1, ge=1)
     """Image towers that share an actor, and one reading of the images; more than 1 saves time
     where images come from slow storage, and costs memory."""

@@ -150,13 +150,23 @@ def place_tower(tower: ImageTower, device: str, dtype: str = "float32") -> Image
     Args:
         tower: Of float32 weights.
         device: ``cpu`` or ``cuda``.
-        dtype: ``float32``, ``bfloat16``, or ``auto``: bfloat16 on a GPU, where it is faster, and
-            float32 on a CPU, where it mostly is not. Embeddings are normalised and compared with
+        dtype: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the device multiplies it,
+            and is faster for that; float32 elsewhere. Embeddings are normalised and compared with
             the head in float32 in any case.
     """
-    half = dtype == "bfloat16" or (dtype == "auto" and device != "cpu")
+    half = dtype == "bfloat16" or (dtype == "auto" and multiplies_bfloat16(device))
     visual = tower.visual.to(device=device, dtype=torch.bfloat16 if half else torch.float32)
     return replace(tower, visual=visual.eval())
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether a GPU is asked for, or this processor has AVX512-BF16 or AMX.
+
+    Others unpack bfloat16 to float32 for every product, and gain nothing.
+    """
+    # torch tells it only by names with an underscore; one that goes away means float32.
+    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device != "cpu" or any(getattr(torch.cpu, name, bool)() for name in known)
 
 
 def classify(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from evaluators.backends.clip import build_clip, classify, place_tower, zero_shot_head
 from evaluators.backends.clip_checkpoints import save_clip
@@ -184,5 +185,12 @@ def test_bfloat16_answers_almost_alike(tmp_path):
     half = place_tower(build_clip("nan-merge-mini", seed=0).tower, "cpu", "bfloat16")
     _, rounded = classify(half, head, images)
     assert 0 < np.abs(exact - rounded).max() < 0.1
-    _, auto = classify(place_tower(clip.tower, "cpu", "auto"), head, images)
-    assert np.array_equal(auto, exact)
+
+
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_auto_is_bfloat16_where_the_processor_multiplies_it(monkeypatch, multiplies):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: multiplies)
+    tower = place_tower(build_clip("nan-merge-mini", seed=0).tower, "cpu", "auto")
+    wanted = torch.bfloat16 if multiplies else torch.float32
+    assert {each.dtype for each in tower.visual.parameters()} == {wanted}
