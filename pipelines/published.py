@@ -23,7 +23,7 @@ REACH = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 def published_sheet(results: RunResults, published: Published) -> Sheet:
     """The published table: its rows, columns and order, the run's number beside each of its own.
 
-    The averages of both are over the published columns.
+    The averages of both are over the published columns; without any, each over its own.
     """
     benchmarks = published.benchmarks
     asked = _asked(results, benchmarks)
@@ -95,8 +95,11 @@ def _asked(results: RunResults, benchmarks: list[str]) -> dict[str, str | None]:
 
 
 def _covers(results: RunResults, asked: dict[str, str | None]) -> bool:
-    """Whether the run asked what was published, and nothing else: then its averages compare."""
-    return set(asked.values()) == set(results.benchmarks())
+    """Whether the run asked what was published, and nothing else: then its averages compare.
+
+    Where averages alone were published, they stand beside the run's, whatever it asked.
+    """
+    return not asked or set(asked.values()) == set(results.benchmarks())
 
 
 def _score(results: RunResults, model: str, benchmark: str | None) -> Cell:
@@ -132,7 +135,7 @@ def _published_average(published: Published, row: str) -> float | None:
         return published.averages[row]
     scores = [published.scores[row].get(name) for name in published.benchmarks]
     known = [score for score in scores if score is not None]
-    return sum(known) / len(known) if len(known) == len(scores) else None
+    return sum(known) / len(known) if known and len(known) == len(scores) else None
 
 
 def _other_means(published: Published) -> str:
@@ -141,7 +144,7 @@ def _other_means(published: Published) -> str:
     for row, printed in published.averages.items():
         scores = [published.scores[row].get(name) for name in published.benchmarks]
         known = [score for score in scores if score is not None]
-        mean = sum(known) / len(known)
+        mean = sum(known) / len(known) if known else printed
         if len(known) == len(scores) and abs(mean - printed) > MOST_BY_ROUNDING:
             found.append(f"{mean:.1f} in {row} (printed {printed:.1f})")
     return ", ".join(found)

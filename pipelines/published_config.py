@@ -14,7 +14,7 @@ class Published(StrictModel):
     source: str = Field(min_length=1)
     """Where they were published."""
     scores: dict[str, dict[str, float]] = Field(min_length=1)
-    """Row of the published table -> benchmark -> score in percent."""
+    """Row of the published table -> benchmark -> score in percent; `{}` shows its average alone."""
     averages: dict[str, float] = Field(default_factory=dict)
     """Row of the published table -> its average as printed; the mean of its scores if absent."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -40,6 +40,9 @@ class Published(StrictModel):
                 if row not in self.scores:
                     near = did_you_mean(row, list(self.scores))
                     raise ValueError(f"{field}: {row!r} is no row of scores{near}")
+        for row, scores in self.scores.items():
+            if not scores and row not in self.averages:
+                raise ValueError(f"scores.{row} is empty: name its scores, or its average")
         for name in self.columns:
             if name not in self.benchmarks:
                 near = did_you_mean(name, self.benchmarks)

@@ -150,3 +150,26 @@ def test_a_finished_run_is_shown_beside_its_published_numbers(results, tmp_path)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     refused = CliRunner().invoke(app, ["show", str(tmp_path), "--published"])
     assert refused.exit_code != 0
+
+
+def test_averages_alone_stand_beside_the_runs_own(results):
+    rows = {"TA": {}, "TA + NAN": {}}
+    alone = published(
+        columns={},
+        rows={},
+        scores=rows,
+        averages={"TA": 54.4, "TA + NAN": 60.0},
+        differences=[["TA + NAN", "TA"]],
+    )
+    sheet = published_sheet(results, alone)
+    assert (sheet.groups, sheet.columns) == (("Avg",), ("this run", "published"))
+    found = [[line.label, *(cell.text for cell in line.cells)] for line in sheet.lines]
+    assert found == [["TA", "45.0", "54.4"], ["TA + NAN", "50.0", "60.0"]]
+    differences = published_differences_sheet(results, alone)
+    assert differences is not None
+    assert [cell.text for cell in differences.lines[0].cells] == ["+5.0", "+5.6"]
+
+
+def test_a_row_without_scores_needs_an_average():
+    with pytest.raises(ValidationError, match=r"scores\.Ties is empty: name its scores, or its av"):
+        published(scores={"TA": {"mmlu": 56.3}, "Ties": {}}, rows={}, differences=[], columns={})
