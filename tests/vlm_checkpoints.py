@@ -341,3 +341,50 @@ def make_tiny_gemma(folder: Path, *, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     _save(folder, Gemma3ForConditionalGeneration(config), tokenizer, _nested_tower)
     return folder
+
+
+def make_tiny_qwen3(folder: Path, *, seed: int = 0) -> Path:
+    """A Qwen3-VL of random weights, under the names of the hub; without a processor."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    tokenizer = vision_tokenizer(*QWEN_TOKENS)
+    ids = tokenizer.convert_tokens_to_ids
+    rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
+    text = {"vocab_size": len(tokenizer), "head_dim": 32, "rope_parameters": rope, **TEXT_SIZES}
+    vision = {
+        "depth": 2,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "patch_size": PATCH_SIZE,
+        "num_position_embeddings": NUM_PATCHES,
+        "deepstack_visual_indexes": [0],
+    }
+    config = Qwen3VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+    )
+    torch.manual_seed(seed)
+    _save(folder, Qwen3VLForConditionalGeneration(config), tokenizer, lambda name: name)
+    return folder
+
+
+def make_tiny_internvl(folder: Path, *, seed: int = 0) -> Path:
+    """An InternVL of random weights, under the names of the hub; without a processor."""
+    from transformers import InternVLConfig, InternVLForConditionalGeneration
+
+    tokenizer = vision_tokenizer("<IMG_CONTEXT>")
+    config = InternVLConfig(
+        text_config={"model_type": "qwen2", "vocab_size": len(tokenizer), **TEXT_SIZES},
+        vision_config=TOWER_SIZES,
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(seed)
+    _save(folder, InternVLForConditionalGeneration(config), tokenizer, lambda name: name)
+    return folder
