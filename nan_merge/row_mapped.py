@@ -114,7 +114,11 @@ class RowMappedTensor(TensorInfo):
     @property
     def num_mean_rows(self) -> int:
         """How many of its rows are the mean of all rows of a source."""
-        return sum(run.count for run in self.runs if any(r == MEAN_ROW for _, r in run.origins))
+        return sum(run.count for run in self.runs if _is_mean(run))
+
+
+def _is_mean(run: RowRun) -> bool:
+    return any(row == MEAN_ROW for _, row in run.origins)
 
 
 def _mean_row(reader: BlockReader, source: TensorInfo) -> Tensor:
@@ -161,7 +165,7 @@ def map_rows(
     )
     kept = tuple(sources[source] for source in used)
     dtypes = {source.dtype for source in kept}
-    has_means = any(len(run.origins) > 1 or run.origins[0][1] == MEAN_ROW for run in runs)
+    has_means = any(len(run.origins) > 1 or _is_mean(run) for run in runs)
     wide = DType.F64 if DType.F64 in dtypes else DType.F32
     dtype = wide if has_means or len(dtypes) > 1 else kept[0].dtype
     shape = (len(origins), *own.shape[1:])
