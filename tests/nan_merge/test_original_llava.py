@@ -125,8 +125,8 @@ def test_originals_alone_make_a_folder_that_transformers_loads(made, tmp_path, v
 
 def test_one_model_alone_is_brought_into_the_hubs_layout(made, tmp_path):
     place = made / "1.6"
-    wish = recipe(place, base=None, models=[str(place / "base")], method="average", modules={},
-                  coefficients="uniform")  # fmt: skip
+    wish = recipe(place, base=None, models=[str(place / "base")], method="passthrough",
+                  modules={}, coefficients="uniform")  # fmt: skip
     merge_checkpoint(wish, tmp_path / "out")
     found, expected = load_tensors(tmp_path / "out"), load_tensors(place / "base-hub")
     assert found.keys() == expected.keys()
