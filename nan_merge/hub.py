@@ -32,13 +32,13 @@ def resolve_folder(path: str, *, weights: bool = True) -> Path:
 
     Args:
         path: Folder, file, URL or hub id.
-        weights: Whether weights are wanted; else only what lies beside them comes from a hub.
+        weights: Whether weights are wanted; else only what lies beside them is downloaded.
 
     Raises:
         CheckpointError: If it is neither here nor on the hub, or the hub cannot be reached.
     """
     if is_url(path):
-        return stage(path)
+        return stage(path, weights=weights)
     try:
         local = Path(path).expanduser()
         if local.exists():

@@ -215,7 +215,8 @@ def config_model(
 ) -> Checkpoint:
     """The model whose config the result has."""
     by_name = {model.name: model for model in models}
-    return by_name.get(recipe.config) or base or models[0]
+    named = by_name.get(recipe.config) if isinstance(recipe.config, str) else None
+    return named or base or models[0]
 
 
 def _of_one_family(
