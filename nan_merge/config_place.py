@@ -92,7 +92,8 @@ def _unusable(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
         yield "it has no tokenizer (tokenizer.json or tokenizer.model)"
         return
     token = str(processor.get("image_token") or "<image>")
-    row, wanted = read_tokens(folder).get(token), config.get("image_token_index", 32000)
+    wanted = config.get("image_token_index", config.get("image_token_id", 32000))
+    row = read_tokens(folder).get(token)
     if row is None:
         yield f"its tokenizer has no {token}"
     elif row != wanted:
@@ -121,10 +122,14 @@ def check_place(
     """
     config = read_config(place.folder)
     problems = _by_kind(list(_misfits(config, inputs, {each.name: each for each in tensors})))
-    for each in inputs:
-        problems += _other_settings(config, each)
-    for each in towers:
-        problems += _other_tower(config, each)
+    for each, compare in (
+        *((each, _other_settings) for each in inputs),
+        *((each, _other_tower) for each in towers),
+    ):
+        try:
+            problems += compare(config, each)
+        except IncompatibleError as error:  # of what its own config says
+            problems.append(f"{each.name} ({config_folder(each)}): {error}")
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise IncompatibleError(
@@ -214,9 +219,10 @@ def _other_settings(config: Mapping[str, Any], model: Checkpoint) -> Iterator[st
 
 def _decoder_of(original: Mapping[str, Any]) -> str:
     """The language model's type, which the original code has in its class's name."""
-    names = original.get("architectures") or ["LlavaLlamaForCausalLM"]
-    found = re.fullmatch(r"Llava(\w+)ForCausalLM", str(names[0]))
-    kind = found[1].lower() if found else str(names[0])
+    names = original.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else "LlavaLlamaForCausalLM"
+    found = re.fullmatch(r"Llava(\w+)ForCausalLM", name)
+    kind = found[1].lower() if found else name
     return {"qwen": "qwen2"}.get(kind, kind)
 
 

@@ -60,7 +60,8 @@ def part_settings(config: Mapping[str, Any], part: str) -> dict[str, Any]:
     named = {key: value for key, value in own.items() if value is not None}
     # transformers 5 writes it into a table of its own.
     rope = own.get("rope_parameters")
-    named |= {"rope_theta": rope["rope_theta"]} if "rope_theta" in (rope or {}) else {}
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        named["rope_theta"] = rope["rope_theta"]
     settings = {**DEFAULTS[kind], **named, "model_type": kind}
     if part == "text_config":
         heads = _size(settings, "num_attention_heads")

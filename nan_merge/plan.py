@@ -82,6 +82,11 @@ class MergePlan:
         return (*([self.base] if self.base else []), *self.models, *self.places)
 
     @property
+    def sources(self) -> tuple[Checkpoint, ...]:
+        """All that the result has something from: the inputs, and the folder of its config."""
+        return (*self.inputs, *([self.config] if self.config else []))
+
+    @property
     def reference(self) -> Checkpoint:
         """The checkpoint whose config and tokenizer the result takes over."""
         return self.config or config_model(self.recipe, self.base, self.models)

@@ -71,7 +71,7 @@ def check_output(recipe: MergeRecipe, plan: MergePlan | None, output: Path) -> N
     """
     with explain_write_errors(output):
         if plan is not None:
-            refuse_input_as_output(plan.inputs, output)
+            refuse_input_as_output(plan.sources, output)
         if (output / MANIFEST_NAME).is_file():
             if is_whole(output):  # else it lost a file, and the merge will be made again
                 _refuse_other_merge(recipe, read_manifest(output / MANIFEST_NAME), output)

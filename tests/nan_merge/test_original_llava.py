@@ -13,7 +13,7 @@ from torch import Tensor
 pytest.importorskip("transformers")
 
 from nan_merge import MergeRecipe
-from nan_merge.errors import CheckpointError, IncompatibleError
+from nan_merge.errors import CheckpointError, IncompatibleError, OutputError
 from nan_merge.llava_sizes import expected_shapes
 from nan_merge.merge import merge_checkpoint
 from nan_merge.naming import hub_names
@@ -272,6 +272,17 @@ def test_folders_without_tokenizer_or_config_and_originals_give_no_config(made, 
     for name, message in told.items():
         with pytest.raises(CheckpointError, match=message):
             plan_merge(recipe(place, config={"path": str(tmp_path / name)}))
+
+
+def test_a_models_own_config_that_makes_no_sense_is_told_with_its_name(made, tmp_path):
+    path = changed(made / "1.5" / "a", tmp_path / "a", lambda c: c.update(num_attention_heads=0))
+    with pytest.raises(IncompatibleError, match=r"a \(.*\): its num_attention_heads is 0, expect"):
+        plan_merge(recipe(made / "1.5", models=[path]))
+
+
+def test_a_result_does_not_go_into_the_folder_of_its_config(made):
+    with pytest.raises(OutputError, match="is, or holds, the input"):
+        merge_checkpoint(recipe(made / "1.5"), made / "1.5" / "config")
 
 
 def test_a_tokenizer_of_other_models_is_refused(made, tmp_path):
