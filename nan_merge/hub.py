@@ -27,14 +27,18 @@ IGNORED = ["*/*", "training_args.bin", "optimizer*.bin", "scheduler*.bin"]
 _header_folder: ContextVar[Path | None] = ContextVar("header_folder", default=None)
 
 
-def resolve_folder(path: str) -> Path:
+def resolve_folder(path: str, *, weights: bool = True) -> Path:
     """The local path of a model, downloaded to the hub's cache if need be.
+
+    Args:
+        path: Folder, file, URL or hub id.
+        weights: Whether weights are wanted; else only what lies beside them is downloaded.
 
     Raises:
         CheckpointError: If it is neither here nor on the hub, or the hub cannot be reached.
     """
     if is_url(path):
-        return stage(path)
+        return stage(path, weights=weights)
     try:
         local = Path(path).expanduser()
         if local.exists():
@@ -51,6 +55,8 @@ def resolve_folder(path: str) -> Path:
             "Give a folder with *.safetensors files, or a hub id such as org/model."
         )
     with _explain_hub_errors(path):
+        if not weights:
+            return _snapshot(*_split(path), [])
         headers = _header_folder.get()
         return _download(path) if headers is None else _fetch_headers(path, headers)
 

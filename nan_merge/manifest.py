@@ -72,6 +72,8 @@ def merge_key(plan: MergePlan, inputs: Sequence[str]) -> str:
         module: source if isinstance(source, str) else "place"
         for module, source in recipe["modules"].items()
     }
+    if not isinstance(recipe["config"], str):
+        recipe["config"] = "place"
     for key, default in (("modules", {}), ("config", "base")):
         if recipe[key] == default:  # they came later; without them all is as before
             del recipe[key]

@@ -143,7 +143,7 @@ def merge_checkpoints(
     """
     jobs = [_Job(plan_merge(recipe), output) for recipe, output in recipes]
     for job in jobs:
-        refuse_input_as_output(job.checkpoints, job.output)
+        refuse_input_as_output(job.plan.sources, job.output)
         refuse_foreign_statistics(job.plan, workers)
     done = {job.output: key for job in jobs if (key := _key_if_done(job, workers))}
     todo = [job for job in jobs if job.output not in done]

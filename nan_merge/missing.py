@@ -25,6 +25,7 @@ from nan_merge.modules import (
     lacking_modules,
     module_of,
 )
+from nan_merge.naming import Family
 from nan_merge.safetensors_file import TensorInfo
 from nan_merge.vocabulary import VOCABULARY_NAMES
 
@@ -72,10 +73,24 @@ def find_problems(
                     f"{model.name} ({model.folder}) lacks tensor {name}, and `missing: base` needs "
                     "a `base`; name one, or use `drop`"
                 )
-        for name in model.tensors:
-            if name not in reference.tensors and missing_policy(missing, name) == "error":
-                hint = _tied_head(name, reference, model, lacking=reference)
-                yield f"{model.name} has a tensor that {reference.name} lacks: {name}{hint}"
+        yield from _only_in(model, reference, family, missing)
+
+
+def _only_in(
+    model: Checkpoint, reference: Checkpoint, family: Family | None, missing: Missing
+) -> Iterator[str]:
+    lacking = lacking_modules(reference, model) if family is not None else ()
+    told = False
+    for name in model.tensors:
+        if name in reference.tensors or missing_policy(missing, name) != "error":
+            continue
+        if module_of(name, family) in lacking:
+            if not told:
+                yield explain_lacking(reference, lacking, model.name)
+            told = True
+        else:
+            hint = _tied_head(name, reference, model, lacking=reference)
+            yield f"{model.name} has a tensor that {reference.name} lacks: {name}{hint}"
 
 
 def _useless_patterns(checkpoints: Sequence[Checkpoint], missing: Missing) -> Iterator[str]:

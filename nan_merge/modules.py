@@ -27,7 +27,8 @@ from nan_merge.recipe import MERGED, MergeRecipe, ModulePlace
 from nan_merge.safetensors_file import TensorInfo
 
 # Buffers that old checkpoints hold and models make themselves.
-_BUFFERS = "*position_ids"
+_POSITIONS = "*position_ids"
+_BUFFERS = (_POSITIONS, "*rotary_emb.inv_freq")
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,13 @@ class Taken:
         modules: Names of all tensors of parts that are taken, also of those that are left out
             because the model that has the part has no such tensor.
         places: Checkpoints that hold parts and are not merged.
+        buffers: Names of tensors that models make themselves, where they are left out.
     """
 
     tensors: Mapping[str, TakenTensor] = field(default_factory=dict[str, TakenTensor])
     modules: Mapping[str, str] = field(default_factory=dict[str, str])
     places: tuple[Checkpoint, ...] = ()
+    buffers: frozenset[str] = frozenset()
 
 
 def family_of_checkpoint(checkpoint: Checkpoint) -> Family | None:
@@ -90,7 +93,10 @@ def as_language_model(checkpoint: Checkpoint, whole: Checkpoint) -> Checkpoint:
 
 
 def take_modules(
-    recipe: MergeRecipe, base: Checkpoint | None, models: Sequence[Checkpoint]
+    recipe: MergeRecipe,
+    base: Checkpoint | None,
+    models: Sequence[Checkpoint],
+    without_buffers: bool = False,
 ) -> Taken:
     """What the recipe's `modules` take, and from where. Headers only.
 
@@ -98,12 +104,13 @@ def take_modules(
         recipe: The merge.
         base: The base model, if there is one.
         models: The fine-tuned models.
+        without_buffers: Whether the result is to have no tensors that models make themselves.
 
     Raises:
         IncompatibleError: If a part fits no tensor, or its source has none of it.
         CheckpointError: If a place cannot be opened.
     """
-    if not recipe.modules:
+    if not recipe.modules and not without_buffers:
         return Taken()
     reference = base or models[0]
     by_name = {"base": base, **{model.name: model for model in models}}
@@ -131,7 +138,8 @@ def take_modules(
         if name in source.tensors and not _is_stray_buffer(name, source, reference):
             label = "base" if source is base else source.name
             taken[name] = TakenTensor(module, label, source.tensors[name])
-    return Taken(taken, kept, tuple(places))
+    buffers = filter(_is_buffer, names) if without_buffers else ()
+    return Taken(taken, kept, tuple(places), frozenset(buffers))
 
 
 def module_of(name: str, family: Family | None) -> str | None:
@@ -155,16 +163,26 @@ def lacking_modules(model: Checkpoint, reference: Checkpoint) -> tuple[str, ...]
     return tuple(module for module in MODULES if module in wanted and module not in found)
 
 
-def explain_lacking(model: Checkpoint, modules: Sequence[str]) -> str:
-    """That a model has nothing of some modules, and what can be done."""
+def explain_lacking(model: Checkpoint, modules: Sequence[str], owner: str | None = None) -> str:
+    """That a model has nothing of some modules, and what can be done.
+
+    Args:
+        model: The model.
+        modules: What it lacks.
+        owner: Name of the model that has them; None if it is the base.
+    """
     config = read_config(config_folder(model))
     tower = config.get("mm_vision_tower")
     named = f" (its config names {tower})" if tower and is_original_llava(config) else ""
-    wish = ", ".join(f"{module}: base" for module in modules)
+    wish = ", ".join(f"{module}: {owner or 'base'}" for module in modules)
+    other = (
+        ", or let this model count as not having changed the base's with `missing: base`"
+        if owner is None
+        else ""
+    )
     return (
         f"{model.name} ({model.folder}) has no {' and no '.join(modules)}{named}. Say whose the "
-        f"result shall have, e.g. `modules: {{{wish}}}`, or let this model count as not having "
-        "changed the base's with `missing: base`"
+        f"result shall have, e.g. `modules: {{{wish}}}`{other}"
     )
 
 
@@ -202,9 +220,13 @@ def _open_place(module: str, path: str) -> Checkpoint:
     return replace(checkpoint, tensors=tensors)
 
 
+def _is_buffer(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in _BUFFERS)
+
+
 def _is_stray_buffer(name: str, source: Checkpoint, reference: Checkpoint) -> bool:
     return (
-        fnmatchcase(name, _BUFFERS)
+        fnmatchcase(name, _POSITIONS)
         and name not in reference.tensors
         and not source.tensors[name].dtype.is_floating_point
     )

@@ -95,10 +95,10 @@ _LONE_TOWER = (r"(?:vision_model\.)?(embeddings|encoder|pre_layrnorm|post_layern
                r"vision_tower.vision_model.\1.")  # fmt: skip
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """A model's ``config.json``; empty if there is none, or none that can be read."""
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """A model's config, or another table beside it; empty if there is none that can be read."""
     try:
-        config: Any = json.loads((folder / "config.json").read_bytes())
+        config: Any = json.loads((folder / name).read_bytes())
     except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}

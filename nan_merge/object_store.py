@@ -41,6 +41,7 @@ WANTED = (
 )
 RECORD = ".nan-merge-source.json"  # in a staged folder: what each file was copied from
 PARTS, HEADERS = ".partial", "-headers"
+BESIDE = "-beside"  # the same for copies without weights
 # What stores call the version of an object's content, the surest first.
 _VERSIONS = (
     *("ETag", "etag", "generation", "md5Hash", "version_id"),
@@ -105,7 +106,7 @@ def read_range(url: str, start: int, size: int) -> bytes:
     return _ask(url, lambda: files.cat_file(path, start=start, end=start + size))
 
 
-def stage(url: str, cache: Path | None = None) -> Path:
+def stage(url: str, cache: Path | None = None, *, weights: bool = True) -> Path:
     """Copy a remote checkpoint to a local folder, unless it is there already.
 
     Args:
@@ -113,6 +114,8 @@ def stage(url: str, cache: Path | None = None) -> Path:
         cache: Where copies are kept; by default the folder that NAN_MERGE_STORE_CACHE names, or
             ``~/.cache/nan-merge/stores``. On a cluster it must be on storage that all nodes
             reach, since workers open the copies by path.
+        weights: Whether weights are wanted; else what lies beside them is copied, to a folder of
+            its own.
 
     Returns:
         The folder, or the file if the URL names one.
@@ -123,16 +126,18 @@ def stage(url: str, cache: Path | None = None) -> Path:
     """
     files, path = open_url(url)
     found, is_file = _ask(url, lambda: _list(files, path))
-    if all(_is_text(file) for file in found):
-        raise CheckpointError(f"{url} holds no weights. Is it the right folder?")
     folder = (cache or default_cache()) / folder_name(url)
-    if _headers_only.get() and _outdated(found, folder):
+    if not weights:
+        found, folder = list(filter(_is_text, found)), folder.with_name(folder.name + BESIDE)
+    elif all(_is_text(file) for file in found):
+        raise CheckpointError(f"{url} holds no weights. Is it the right folder?")
+    if weights and _headers_only.get() and _outdated(found, folder):
         folder = folder.with_name(folder.name + HEADERS)
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with _alone_in(folder):
             _copy_all(files, found, folder)
-    return folder / found[0].name if is_file else folder
+    return folder / found[0].name if is_file and found else folder
 
 
 @contextmanager

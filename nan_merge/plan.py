@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nan_merge.checkpoint import OPEN_CLIP_WEIGHTS, Checkpoint, natural_key
 from nan_merge.coefficients import check_num_layers
+from nan_merge.config_place import check_place
 from nan_merge.data_statistics import DataStatistics, statistics_of
 from nan_merge.dtypes import BY_LABEL
 from nan_merge.errors import IncompatibleError, OutputError
@@ -23,8 +24,9 @@ from nan_merge.problems import (
     as_one,
     attempt,
     coefficients_from_headers,
-    match_each,
+    match_recipe,
     open_each,
+    open_place,
     without_vocabulary,
 )
 from nan_merge.publish import explain_write_errors, staging_path
@@ -50,6 +52,7 @@ class MergePlan:
         vocabulary: The result's rows and tokenizer, if tokenizers were compared.
         statistics: What data said of each model, if the method reads it.
         taken: What is taken from one model instead of being merged.
+        config: The folder that gives the result its config, if that is none of the models.
     """
 
     recipe: MergeRecipe
@@ -60,6 +63,7 @@ class MergePlan:
     vocabulary: Vocabulary | None = None
     statistics: tuple[DataStatistics, ...] = ()
     taken: Taken = field(default_factory=Taken)
+    config: Checkpoint | None = None
 
     def data_statistics(self, names: Sequence[str]) -> dict[str, tuple[TensorInfo, ...]]:
         """Name -> where each model's statistics of that tensor lie, for those that have them."""
@@ -78,9 +82,14 @@ class MergePlan:
         return (*([self.base] if self.base else []), *self.models, *self.places)
 
     @property
+    def sources(self) -> tuple[Checkpoint, ...]:
+        """All that the result has something from: the inputs, and the folder of its config."""
+        return (*self.inputs, *([self.config] if self.config else []))
+
+    @property
     def reference(self) -> Checkpoint:
         """The checkpoint whose config and tokenizer the result takes over."""
-        return config_model(self.recipe, self.base, self.models)
+        return self.config or config_model(self.recipe, self.base, self.models)
 
     @property
     def side_folder(self) -> Path:
@@ -122,13 +131,14 @@ def find_plan(recipe: MergeRecipe) -> tuple[MergePlan | None, Problems]:
     base, models = open_each(recipe, problems)
     if not models:
         return None, problems
+    place = open_place(recipe, problems)
     base, models = _of_one_family(base, models)
     missing, matched = recipe.missing, None
     lost_base = recipe.base is not None and base is None
     lost = {each.name for each in recipe.models} - {model.name for model in models}
-    can_match = not lost_base and recipe.tokenizer not in lost
-    if recipe.tokenizer is not None and can_match:
-        matched = match_each(base, models, recipe.tokenizer, problems)
+    lost_place = place is None and not isinstance(recipe.config, str)
+    if not lost_base and not lost_place and recipe.tokenizer not in lost:
+        matched = match_recipe(recipe, base, models, place, problems)
     whole = matched is not None or (recipe.tokenizer is None and not lost_base)
     if matched is not None:
         base, models = matched.base, list(matched.models)
@@ -136,37 +146,65 @@ def find_plan(recipe: MergeRecipe) -> tuple[MergePlan | None, Problems]:
         base, models = base and without_vocabulary(base), list(map(without_vocabulary, models))
     if lost_base:
         missing = _without_base(missing)
-    taken = Taken()
-    if recipe.modules and not lost_base and not lost:
-        taken = attempt(problems, take_modules, recipe, base, models) or taken
+    taken = None
+    if not lost_base and not lost:
+        taken = attempt(problems, take_modules, recipe, base, models, place is not None)
     tensors = attempt(problems, align, base, models, missing, taken)
     if not tensors:
         return None, problems
     attempt(problems, check_num_layers, recipe, [tensor.name for tensor in tensors])
-    statistics = _check_whole(recipe, base, models, tensors, problems) if whole else None
-    dtype = BY_LABEL[recipe.dtype] if recipe.dtype else None
-    if (base or models[0]).is_open_clips:
-        shards: tuple[ShardPlan, ...] = (ShardPlan(OPEN_CLIP_WEIGHTS, tensors, dtype),)
-    else:
-        shards = tuple(pack_shards(tensors, dtype, recipe.shard_bytes))
-    vocabulary = matched.vocabulary if matched else None
+    statistics = None
+    if whole:
+        attempt(problems, _check_config, recipe, base, models, place, taken, tensors)
+        statistics = _check_whole(recipe, models, tensors, problems)
     plan = MergePlan(
-        recipe, base, tuple(models), tensors, shards, vocabulary, statistics or (), taken
+        recipe,
+        base,
+        tuple(models),
+        tensors,
+        _pack(recipe, base or models[0], tensors),
+        matched.vocabulary if matched else None,
+        statistics or (),
+        taken or Taken(),
+        place,
     )
     return plan, problems
 
 
-def _check_whole(
+def _pack(
+    recipe: MergeRecipe, reference: Checkpoint, tensors: tuple[AlignedTensor, ...]
+) -> tuple[ShardPlan, ...]:
+    dtype = BY_LABEL[recipe.dtype] if recipe.dtype else None
+    if reference.is_open_clips:
+        return (ShardPlan(OPEN_CLIP_WEIGHTS, tensors, dtype),)
+    return tuple(pack_shards(tensors, dtype, recipe.shard_bytes))
+
+
+def _check_config(
     recipe: MergeRecipe,
     base: Checkpoint | None,
+    models: Sequence[Checkpoint],
+    place: Checkpoint | None,
+    taken: Taken | None,
+    tensors: tuple[AlignedTensor, ...],
+) -> None:
+    """Refuse a config that the result does not fit, or that transformers cannot read."""
+    if place is None:
+        result = config_model(recipe, base, models)
+        check_config(result, base or models[0], tensors)
+    elif taken is not None:  # else what was to be taken would be said to be missing
+        everyone = [*([base] if base else []), *models]
+        check_place(place, everyone, taken.places, tensors)
+
+
+def _check_whole(
+    recipe: MergeRecipe,
     models: Sequence[Checkpoint],
     tensors: tuple[AlignedTensor, ...],
     problems: Problems,
 ) -> tuple[DataStatistics, ...] | None:
     """What can be said when all tensors are known; statistics, if the method reads any."""
     attempt(problems, _refuse_nothing_to_merge, tensors)
-    result = config_model(recipe, base, models)
-    attempt(problems, check_config, result, base or models[0], tensors)
     names = [model.name for model in models]
     attempt(problems, coefficients_from_headers, recipe, names, tensors)
     merged = [tensor.name for tensor in tensors if tensor.is_merged]
@@ -182,7 +220,8 @@ def config_model(
 ) -> Checkpoint:
     """The model whose config the result has."""
     by_name = {model.name: model for model in models}
-    return by_name.get(recipe.config) or base or models[0]
+    named = by_name.get(recipe.config) if isinstance(recipe.config, str) else None
+    return named or base or models[0]
 
 
 def _of_one_family(
@@ -251,7 +290,7 @@ def align(
     """
     has_base, num_models = base is not None, len(models)
     taken = taken or Taken()
-    if taken.modules:
+    if taken.modules or taken.buffers:
         base, models = base and _without(base, taken), [_without(each, taken) for each in models]
     reference = base or models[0]
     problems = list(find_problems(base, models, missing))
@@ -264,6 +303,8 @@ def align(
         finetuned = tuple(own if tensor is None else tensor for tensor in found)
         aligned.append(AlignedTensor(name, own if base else None, finetuned))
     for name, each in taken.tensors.items() if not problems else ():
+        if name in taken.buffers:
+            continue
         alone = each.tensor if has_base else None
         aligned.append(AlignedTensor(name, alone, (each.tensor,) * num_models, each.source))
     if taken.tensors:
@@ -281,7 +322,8 @@ def align(
 
 
 def _without(checkpoint: Checkpoint, taken: Taken) -> Checkpoint:
-    kept = {k: tensor for k, tensor in checkpoint.tensors.items() if k not in taken.modules}
+    gone = taken.modules.keys() | taken.buffers
+    kept = {k: tensor for k, tensor in checkpoint.tensors.items() if k not in gone}
     return replace(checkpoint, tensors=kept)
 
 

@@ -28,7 +28,9 @@ from nan_merge.problems import (
 from nan_merge.publish import explain_write_errors, refuse_taken
 from nan_merge.recipe import MergeRecipe
 from nan_merge.row_mapped import RowMappedTensor
+from nan_merge.safetensors_file import TensorInfo
 
+MAX_LISTED_TOKENS = 5
 # Fields of a recipe that say where its models lie, and not what is made of them.
 PLACES = ("base", "path")
 
@@ -69,7 +71,7 @@ def check_output(recipe: MergeRecipe, plan: MergePlan | None, output: Path) -> N
     """
     with explain_write_errors(output):
         if plan is not None:
-            refuse_input_as_output(plan.inputs, output)
+            refuse_input_as_output(plan.sources, output)
         if (output / MANIFEST_NAME).is_file():
             if is_whole(output):  # else it lost a file, and the merge will be made again
                 _refuse_other_merge(recipe, read_manifest(output / MANIFEST_NAME), output)
@@ -177,10 +179,10 @@ def _kept(plan: MergePlan) -> Iterator[tuple[str, str, int]]:
         elif adds_to_base and not any(table.for_tensor(tensor.name)):
             yield tensor.name, "base's: no model has weight here", size
         else:
-            yield tensor.name, _fate(tensor, names), size
+            yield tensor.name, _fate(tensor, names, plan), size
 
 
-def _fate(tensor: AlignedTensor, names: Sequence[str]) -> str:
+def _fate(tensor: AlignedTensor, names: Sequence[str], plan: MergePlan) -> str:
     base = tensor.base
     same = [base is not None and is_same_tensor(each, base) for each in tensor.finetuned]
     if all(same):
@@ -188,6 +190,7 @@ def _fate(tensor: AlignedTensor, names: Sequence[str]) -> str:
     words = ["merged"]
     if any(isinstance(each, RowMappedTensor) for each in tensor.inputs):
         words.append("rows matched by token")
+        words += _filled(tensor.reference, plan)
     adapted = [n for n, each in zip(names, tensor.finetuned, strict=True) if _is_adapted(each)]
     if adapted:
         words.append(f"adapter applied for {', '.join(adapted)}")
@@ -195,6 +198,20 @@ def _fate(tensor: AlignedTensor, names: Sequence[str]) -> str:
         alike = [name for name, is_base in zip(names, same, strict=True) if is_base]
         words.append(f"{', '.join(alike)} as the base")
     return "; ".join(words)
+
+
+def _filled(tensor: TensorInfo, plan: MergePlan) -> Iterator[str]:
+    """Which rows are those of tokens that no model has."""
+    filled = plan.vocabulary.filled if plan.vocabulary else ()
+    if not filled or not isinstance(tensor, RowMappedTensor) or not tensor.num_mean_rows:
+        return
+    tokens = [key for key in filled if isinstance(key, str)]
+    listed = tokens[:MAX_LISTED_TOKENS]
+    if others := len(filled) - len(listed):
+        padding = others == len(filled) - len(tokens)
+        listed.append(f"{others:,} {'rows of padding' if padding else 'more'}")
+    whose = "the base's rows" if plan.base else "each model's rows"
+    yield f"{', '.join(listed)}, which no model has: the mean of {whose}"
 
 
 def _is_adapted(tensor: Any) -> bool:
@@ -212,6 +229,9 @@ def _left_out(plan: MergePlan) -> Iterator[tuple[str, str, int]]:
                 owners.setdefault(name, []).append(checkpoint.name)
     places = {place.name for place in plan.places}
     for name, size in sizes.items():
+        if name in plan.taken.buffers:
+            yield name, "left out: models make it themselves", size
+            continue
         # Of a place all is left out that is not the module; of a module what its source lacks.
         by_module = name in plan.taken.modules or places.issuperset(owners[name])
         key = "modules" if by_module else "missing"

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from nan_merge.checkpoint import Checkpoint
 from nan_merge.coefficients import compute_coefficients
+from nan_merge.config_place import num_rows, open_config_place
 from nan_merge.errors import NanMergeError
 from nan_merge.methods import TensorNorms
 from nan_merge.model_reference import open_model, refuse_repeated
 from nan_merge.norms import Matrix
-from nan_merge.recipe import MergeRecipe
+from nan_merge.recipe import ConfigPlace, MergeRecipe
 from nan_merge.safetensors_file import TensorInfo
-from nan_merge.vocabulary import VOCABULARY_NAMES, Matched, match_vocabularies
+from nan_merge.vocabulary import VOCABULARY_NAMES, Matched, match_to_place, match_vocabularies
 
 if TYPE_CHECKING:
     from nan_merge.coefficient_table import CoefficientTable
@@ -71,6 +72,13 @@ def open_each(
     return base, models
 
 
+def open_place(recipe: MergeRecipe, problems: Problems) -> Checkpoint | None:
+    """The folder that the result has its config from, if that is none of the models."""
+    if not isinstance(recipe.config, ConfigPlace):
+        return None
+    return attempt(problems, open_config_place, recipe.config.path)
+
+
 def match_each(
     base: Checkpoint | None, models: Sequence[Checkpoint], tokenizer: str, problems: Problems
 ) -> Matched | None:
@@ -86,6 +94,24 @@ def match_each(
         if model is not leader or len(together) == 1:
             attempt(problems, match_vocabularies, base, together, tokenizer)
     return None
+
+
+def match_recipe(
+    recipe: MergeRecipe,
+    base: Checkpoint | None,
+    models: Sequence[Checkpoint],
+    place: Checkpoint | None,
+    problems: Problems,
+) -> Matched | None:
+    """Bring the embeddings to the result's vocabulary, of a model or of ``place``.
+
+    None if nothing is compared, or after noting why it cannot be done.
+    """
+    if place is not None:
+        return attempt(problems, match_to_place, base, models, place, num_rows(place))
+    if recipe.tokenizer is None:
+        return None
+    return match_each(base, models, recipe.tokenizer, problems)
 
 
 def without_vocabulary(checkpoint: Checkpoint) -> Checkpoint:

@@ -87,7 +87,15 @@ class ModulePlace(StrictModel):
     """Folder or hub id; such as CLIP's, for a vision tower that LLaVA's own format leaves out."""
 
 
+class ConfigPlace(StrictModel):
+    """A config, processor and tokenizer that lie beside a model which is not merged."""
+
+    path: str
+    """Folder or hub id of a LLaVA in the hub's layout; its weights need not be there."""
+
+
 ModuleSource = str | ModulePlace
+ConfigSource = str | ConfigPlace
 MERGED = "merge"
 
 # Fields of `CoefficientSpec` that say how norms become shares.
@@ -205,12 +213,13 @@ class MergeRecipe(StrictModel):
     `{path: ...}`. A part is `language_model`, `projector` or `vision_tower` of a vision-language
     model, or a pattern of tensor names; the first that fits a tensor counts, and tensors that none
     fits are merged."""
-    config: str = "base"
+    config: ConfigSource = "base"
     """Whose config, processor and like files the result has: `base` (the first model's if there is
-    no base), or a model's name."""
+    no base), a model's name, or `{path: ...}`: those of a LLaVA in the hub's layout that is not
+    merged, for models that are all in the format of the original LLaVA code."""
     tokenizer: str | None = "base"
     """Vocabulary of the result: `base`, `union`, or a model's name; rows are matched by token.
-    `null` compares nothing."""
+    `null` compares nothing. With `config: {path: ...}` it is always that folder's."""
     dtype: OutputDtype | None = None
     """Type of the merged tensors; each tensor keeps the base's own if absent."""
     shard_bytes: int = Field(default=1_000_000_000, ge=1)
@@ -282,10 +291,17 @@ class MergeRecipe(StrictModel):
                     f"modules: {module}: {source!r} is none of {known}; for a folder or hub id "
                     f"write `{{path: {source}}}`"
                 )
-        if self.config not in ("base", *names):
+        if isinstance(self.config, ConfigPlace):
+            if self.tokenizer != "base":
+                chosen = "null" if self.tokenizer is None else self.tokenizer
+                raise ValueError(
+                    f"tokenizer: {chosen} would do nothing: with `config: {{path: ...}}` the "
+                    "tokenizer is that folder's. Remove it"
+                )
+        elif self.config not in ("base", *names):
             raise ValueError(
                 f"config: {self.config!r} is neither `base` nor a model of this recipe "
-                f"({', '.join(names)})"
+                f"({', '.join(names)}); for a folder or hub id write `{{path: {self.config}}}`"
             )
 
     def _method_takes_these_models(self) -> None:

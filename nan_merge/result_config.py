@@ -43,8 +43,9 @@ def check_config(
         raise IncompatibleError(
             f"{result.name} ({folder}) has the config of the original LLaVA code, which neither "
             "transformers nor vLLM can read, and the result would have it. Let the result have "
-            "that of a model in the hub's layout: as `base`, or by its name with `config: NAME`; "
-            "llava-hf on the hub has such copies of LLaVA's own models."
+            "that of a model in the hub's layout: as `base`, by its name with `config: NAME`, or "
+            "of one that is not merged with `config: {path: ...}`; llava-hf on the hub has such "
+            "copies of LLaVA's own models."
         )
     found = {tensor.name: tensor for tensor in tensors}
     problems = list(_unfit(result, reference, found))

@@ -10,12 +10,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from nan_merge.dtypes import DType
 from nan_merge.lazy_torch import torch
 from nan_merge.safetensors_file import BlockReader, TensorInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# In place of a row's number: the mean of all rows of its source.
+MEAN_ROW = -1
+# Elements that are read at once for such a mean; part of its definition, as of every sum's.
+MEAN_ELEMENTS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,8 @@ class RowRun:
     Attributes:
         first: First of them in the tensor.
         count: How many.
-        origins: Each source's number and the first row there; of several, the mean is taken.
+        origins: Each source's number and the first row there (or `MEAN_ROW` for all of them); of
+            several, the mean is taken.
     """
 
     first: int
@@ -88,11 +96,44 @@ class RowMappedTensor(TensorInfo):
     ) -> Tensor:
         rows = [
             reader.read(self.sources[source], first * width + skipped, size)
+            if first != MEAN_ROW
+            else self._repeat_mean(reader, self.sources[source], skipped, size)
             for source, first in run.origins
         ]
         if len(rows) == 1:
             return rows[0].to(self.dtype.torch)
         return torch.stack([row.double() for row in rows]).mean(dim=0).to(self.dtype.torch)
+
+    def _repeat_mean(
+        self, reader: BlockReader, source: TensorInfo, skipped: int, size: int
+    ) -> Tensor:
+        """Elements ``skipped`` to ``skipped + size`` of the mean row written again and again."""
+        mean = reader.remember((source, MEAN_ROW), lambda: _mean_row(reader, source))
+        return mean[(torch.arange(size) + skipped) % len(mean)]
+
+    @property
+    def num_mean_rows(self) -> int:
+        """How many of its rows are the mean of all rows of a source."""
+        return sum(run.count for run in self.runs if _is_mean(run))
+
+
+def _is_mean(run: RowRun) -> bool:
+    return any(row == MEAN_ROW for _, row in run.origins)
+
+
+def _mean_row(reader: BlockReader, source: TensorInfo) -> Tensor:
+    """The mean of a tensor's rows, flat, float64; the same bytes on any machine.
+
+    numpy adds rows one after another in one thread, which torch does not promise.
+    """
+    width = math.prod(source.shape[1:])
+    num_rows = max(1, MEAN_ELEMENTS // width)
+    total = np.zeros(width)
+    for first in range(0, source.shape[0], num_rows):
+        count = min(num_rows, source.shape[0] - first)
+        rows = reader.read(source, first * width, count * width)
+        total += np.add.reduce(rows.double().numpy().reshape(count, width), axis=0)
+    return torch.from_numpy(total / source.shape[0])
 
 
 def map_rows(
@@ -101,6 +142,12 @@ def map_rows(
     origins: Sequence[Sequence[tuple[int, int]]],
 ) -> TensorInfo:
     """The tensor whose row i comes from ``origins[i]``: (number of the source, row there) each.
+
+    Args:
+        own: The model's tensor as it is stored.
+        sources: Tensors that rows come from, of one width.
+        origins: For every row of the result one source, or several whose mean is taken. The row
+            may be `MEAN_ROW`.
 
     Returns:
         ``own`` itself if that is what the rows come to.
@@ -118,7 +165,7 @@ def map_rows(
     )
     kept = tuple(sources[source] for source in used)
     dtypes = {source.dtype for source in kept}
-    has_means = any(len(run.origins) > 1 for run in runs)
+    has_means = any(len(run.origins) > 1 or _is_mean(run) for run in runs)
     wide = DType.F64 if DType.F64 in dtypes else DType.F32
     dtype = wide if has_means or len(dtypes) > 1 else kept[0].dtype
     shape = (len(origins), *own.shape[1:])
@@ -129,7 +176,10 @@ def _runs(origins: Sequence[Sequence[tuple[int, int]]]) -> list[RowRun]:
     runs: list[RowRun] = []
     first = 0
     for row in range(1, len(origins) + 1):
-        expected = tuple((source, place + row - first) for source, place in origins[first])
+        expected = tuple(
+            (source, place if place == MEAN_ROW else place + row - first)
+            for source, place in origins[first]
+        )
         if row == len(origins) or tuple(origins[row]) != expected:
             runs.append(RowRun(first, row - first, tuple(origins[first])))
             first = row

@@ -185,6 +185,11 @@ def add_tokens(folder: Path, added: Mapping[str, int], examples: Sequence[Path])
         )
 
 
+def special_tokens(folder: Path) -> set[str]:
+    """Tokens that a tokenizer's files call special, and that no text holds."""
+    return {token for token, own in _definitions([folder]).items() if own.get("special")}
+
+
 def _definitions(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for folder in folders:

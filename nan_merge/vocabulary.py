@@ -5,6 +5,12 @@ token those that only models have, in the recipe's order. Where a model lacks a 
 result, it has the base's row, as if it had not trained it; where the base lacks it too, the mean
 of the models that have it. So a token of one model alone keeps that model's row. Rows beyond the
 tokenizer (padding to a round number) are matched by their number.
+
+Or it is that of a folder which holds a config and no model (`nan_merge.config_place`). Its special
+tokens and padding that no model has, such as ``<image>``, are never read as embeddings: features of
+images stand in their place. They get the mean of the base's rows (of each model's own, if there is
+no base). Nothing is drawn; and as outputs they do not win, for no mean of logits is above the
+largest.
 """
 
 from __future__ import annotations
@@ -18,9 +24,14 @@ from pathlib import Path
 from nan_merge.checkpoint import Checkpoint
 from nan_merge.errors import IncompatibleError
 from nan_merge.lora import AdaptedCheckpoint, config_folder
-from nan_merge.row_mapped import map_rows
+from nan_merge.row_mapped import MEAN_ROW, map_rows
 from nan_merge.safetensors_file import TensorInfo
-from nan_merge.tokenizer_files import has_tokenizer, read_tokens, tokenizer_digest
+from nan_merge.tokenizer_files import (
+    has_tokenizer,
+    read_tokens,
+    special_tokens,
+    tokenizer_digest,
+)
 
 # Input embeddings, output heads and their biases, by the names that architectures give them.
 VOCABULARY_NAMES = (
@@ -42,12 +53,14 @@ class Vocabulary:
         folder: Whose tokenizer files the result takes.
         added: Tokens that these files lack, with their rows; only in a union.
         folders: Whose tokenizer files say what kind of token these are.
+        filled: Tokens and numbers of rows that no model has.
     """
 
     num_rows: int
     folder: Path
     added: dict[str, int]
     folders: tuple[Path, ...]
+    filled: tuple[RowKey, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,8 @@ def match_vocabularies(
         # The usual case, in which no tokenizer needs to be read: they can be large.
         same = Vocabulary(sizes.pop(), folders[chosen], {}, tuple(folders))
         return Matched(base, tuple(models), same)
-    known = _all_rows(everyone, names, folders, chosen)
+    expected = _rows_of(_num_rows(names[chosen]), read_tokens(folders[chosen]))
+    known = _all_rows(everyone, names, folders, expected, everyone[chosen].name)
     keys = _union(known) if tokenizer == "union" else list(known[chosen].keys)
     present = known[chosen].row_of
     added = {k: row for row, k in enumerate(keys) if isinstance(k, str) and k not in present}
@@ -111,6 +125,50 @@ def match_vocabularies(
         _with_rows(place, everyone, names, known, keys, has_base) for place in range(len(everyone))
     ]
     return Matched(mapped[0] if has_base else None, tuple(mapped[has_base:]), vocabulary)
+
+
+def match_to_place(
+    base: Checkpoint | None, models: Sequence[Checkpoint], place: Checkpoint, num_rows: int
+) -> Matched:
+    """Bring the embeddings of all models to the vocabulary of a folder without weights.
+
+    Args:
+        base: The base model, if there is one.
+        models: The fine-tuned models, in the recipe's order.
+        place: The folder.
+        num_rows: Rows that its config asks for.
+
+    Raises:
+        IncompatibleError: If it has words that no model has, or a model that cannot be matched has
+            no tokenizer.
+        CheckpointError: If a tokenizer is damaged.
+    """
+    everyone = [base, *models] if base is not None else list(models)
+    names = [vocabulary_tensors(checkpoint) for checkpoint in everyone]
+    folders = [tokenizer_folder(checkpoint) for checkpoint in everyone]
+    expected = _rows_of(num_rows, read_tokens(place.folder))
+    known = _all_rows(everyone, names, folders, expected, place.name)
+    there = set[RowKey]().union(*(rows.row_of for rows in known))
+    lacking = tuple(key for key in expected.keys if key not in there)
+    _refuse_words(place, lacking)
+    vocabulary = Vocabulary(num_rows, place.folder, {}, (place.folder, *folders), lacking)
+    mapped = [
+        _with_rows(number, everyone, names, known, expected.keys, base is not None, fill=True)
+        for number in range(len(everyone))
+    ]
+    return Matched(mapped[0] if base else None, tuple(mapped[base is not None :]), vocabulary)
+
+
+def _refuse_words(place: Checkpoint, lacking: Sequence[RowKey]) -> None:
+    """Only special tokens may get a row that nobody trained."""
+    special = special_tokens(place.folder)
+    words = [key for key in lacking if isinstance(key, str) and key not in special]
+    if words:
+        more = f" and {len(words) - 1:,} more" if len(words) > 1 else ""
+        raise IncompatibleError(
+            f"`config`: {place.name} ({place.folder}) has the token {words[0]!r}{more}, which no "
+            "model has and which is no special token: it is a tokenizer of other models."
+        )
 
 
 def _chosen(everyone: Sequence[Checkpoint], tokenizer: str) -> int:
@@ -164,28 +222,31 @@ def _all_rows(
     everyone: Sequence[Checkpoint],
     names: Sequence[Mapping[str, TensorInfo]],
     folders: Sequence[Path],
-    chosen: int,
+    expected: _Rows,
+    chosen: str,
 ) -> list[_Rows]:
-    expected = _rows_of(names[chosen], read_tokens(folders[chosen]))
     found: list[_Rows] = []
     for checkpoint, tensors, folder in zip(everyone, names, folders, strict=True):
         if tensors and has_tokenizer(folder):
-            found.append(_rows_of(tensors, read_tokens(folder)))
+            found.append(_rows_of(_num_rows(tensors), read_tokens(folder)))
             continue
         # A model without tokenizer counts as having the chosen one, if it has as many rows.
         sizes = {tensor.shape[0] for tensor in tensors.values()}
         if sizes and sizes != {len(expected.keys)}:
             raise IncompatibleError(
                 f"{checkpoint.name} ({checkpoint.folder}) has {sizes.pop():,} rows of embeddings, "
-                f"{everyone[chosen].name} {len(expected.keys):,}, and no tokenizer by which to "
+                f"{chosen} {len(expected.keys):,}, and no tokenizer by which to "
                 "match them. Put its tokenizer.json (or tokenizer.model) into its folder."
             )
         found.append(expected)
     return found
 
 
-def _rows_of(tensors: Mapping[str, TensorInfo], tokens: Mapping[str, int]) -> _Rows:
-    num_rows = next(iter(tensors.values())).shape[0]
+def _num_rows(tensors: Mapping[str, TensorInfo]) -> int:
+    return next(iter(tensors.values())).shape[0]
+
+
+def _rows_of(num_rows: int, tokens: Mapping[str, int]) -> _Rows:
     keys: list[RowKey] = list(range(num_rows))
     row_of: dict[RowKey, int] = {}
     for token, row in sorted(tokens.items(), key=lambda item: (item[1], item[0])):
@@ -218,8 +279,12 @@ def _with_rows(
     rows: Sequence[_Rows],
     keys: Sequence[RowKey],
     has_base: bool,
+    fill: bool = False,
 ) -> Checkpoint:
-    """One model with the result's rows in its embeddings; its own tensors where they are that."""
+    """One model with the result's rows in its embeddings; its own tensors where they are that.
+
+    A row that nobody has is an error, or with ``fill`` the mean of the base's rows, or its own.
+    """
     if rows[place].keys == keys:
         return everyone[place]
     tensors = dict(everyone[place].tensors)
@@ -240,6 +305,9 @@ def _with_rows(
                 for number, one in enumerate(having)
                 if key in rows[one].row_of
             ]
+            if not places and fill:
+                whose = having.index(0) if has_base and 0 in having else having.index(place)
+                places = [(whose, MEAN_ROW)]
             if not places:
                 raise IncompatibleError(
                     f"{name}: no model that has token {key!r} has this tensor, so the token has no "

@@ -17,6 +17,7 @@ from nan_merge.config_messages import did_you_mean
 from nan_merge.recipe import (
     Coefficients,
     CoefficientSpec,
+    ConfigSource,
     MergeRecipe,
     Method,
     MissingPolicy,
@@ -60,7 +61,7 @@ class MergeEntry(StrictModel):
     """As in a recipe."""
     missing: MissingPolicy | dict[str, MissingPolicy] = "error"
     """As in a recipe."""
-    config: str = "base"
+    config: ConfigSource = "base"
     """As in a recipe."""
     models: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Names of those of the run's models that are merged; all if absent."""

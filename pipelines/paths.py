@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from nan_merge.hub import HUB_ID
 from nan_merge.model_reference import split_reference
-from nan_merge.recipe import ModelReference
+from nan_merge.recipe import ConfigPlace, ModelReference, ModulePlace
 from pipelines.config import Evaluate, MergeEntry, RunConfig
 from pipelines.language_benchmarks import is_own_benchmark
 from pipelines.language_config import BenchmarkSpec
@@ -36,8 +36,9 @@ def placed_at(config: RunConfig, at: PurePosixPath) -> RunConfig:
     if texts := config.statistics.texts:
         there = {name: Path(at / path) for name, path in texts.items()}
         changes["statistics"] = config.statistics.model_copy(update={"texts": there})
-    if any(map(table_of, config.merges)):
-        changes["merges"] = tuple(_with_placed_table(entry, at) for entry in config.merges)
+    if any(table_of(entry) or places_of(entry) for entry in config.merges):
+        entries = (_with_placed_table(entry, at) for entry in config.merges)
+        changes["merges"] = tuple(_with_placed_places(entry, at) for entry in entries)
     if config.sweep is not None and any(map(table_of, config.sweep.merges)):
         entries = tuple(_with_placed_table(entry, at) for entry in config.sweep.merges)
         changes["sweep"] = config.sweep.model_copy(update={"merges": entries})
@@ -47,6 +48,32 @@ def placed_at(config: RunConfig, at: PurePosixPath) -> RunConfig:
 def table_of(entry: MergeEntry | SweepMerge) -> str | None:
     """The file of coefficients that a merge names, if it does."""
     return entry.coefficients.table if entry.coefficients is not None else None
+
+
+def places_of(entry: MergeEntry) -> dict[str, str]:
+    """Key of a merge -> the model that it names there and that is not merged."""
+    places = {
+        f"modules.{module}": source.path
+        for module, source in entry.modules.items()
+        if isinstance(source, ModulePlace)
+    }
+    return places | ({"config": entry.config.path} if isinstance(entry.config, ConfigPlace) else {})
+
+
+def _with_placed_places(entry: MergeEntry, at: PurePosixPath) -> MergeEntry:
+    modules = {
+        module: ModulePlace(path=placed(source.path, at))
+        if isinstance(source, ModulePlace)
+        else source
+        for module, source in entry.modules.items()
+    }
+    config = entry.config
+    if isinstance(config, ConfigPlace):
+        config = ConfigPlace(path=placed(config.path, at))
+    changes = {"modules": modules, "config": config}
+    # What was not written stays so: the run is sent as it was written.
+    written = {key: value for key, value in changes.items() if key in entry.model_fields_set}
+    return entry.model_copy(update=written)
 
 
 def _placed_model(model: ModelReference, at: PurePosixPath) -> dict[str, str]:

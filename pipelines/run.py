@@ -269,11 +269,15 @@ def list_candidates(
 
     What the same run with other seeds answered, in the folders ``earlier``, is not asked again.
     """
-    found = [(PRETRAINED, open_checkpoint(models.base).folder)]
     folders, predictions = folders_of(config, models), config.folder / "predictions"
-    for model in models.models:
+    recipes = [recipe for _, recipe, _ in merges]
+
+    def loadable(base: str | None, model: ModelReference) -> tuple[str, Path]:
         own, name = open_checkpoint(model.path).folder, folders[model.name]
-        found.append((model.name, in_hub_layout(models.base, model, own, config.folder, name)))
+        return model.name, in_hub_layout(base, model, own, config.folder, name, recipes)
+
+    found = [loadable(None, ModelReference(path=models.base, name=PRETRAINED))]
+    found += [loadable(models.base, model) for model in models.models]
     found += [(MULTITASK, models.multitask)] if models.multitask is not None else []
     found += [(name, path) for name, _, path in merges]
     return [
@@ -298,14 +302,11 @@ def norms_of(
     Of the tensors that the first of ``like`` merges: models that not all hold the same tensors
     need to be told what becomes of the others.
     """
-    recipe = MergeRecipe.model_validate(
-        {
-            "base": models.base,
-            "models": models.models,
-            "method": "task_arithmetic",
-            **({"modules": like[0][1].modules, "missing": like[0][1].missing} if like else {}),
-        }
-    )
+    content = {"base": models.base, "models": models.models, "method": "task_arithmetic"}
+    if like:
+        first = like[0][1]
+        content |= {"modules": first.modules, "missing": first.missing, "config": first.config}
+    recipe = MergeRecipe.model_validate(content)
     plan = plan_merge(recipe)
     path, key = folder / "norms.json", _norms_key(plan)
     try:

@@ -20,7 +20,7 @@ from rich.console import Console
 from nan_merge.errors import ConfigError, NanMergeError
 from pipelines.config import RunConfig
 from pipelines.language_benchmarks import is_own_benchmark
-from pipelines.paths import placed, placed_at, placed_store, table_of
+from pipelines.paths import placed, placed_at, placed_store, places_of, table_of
 from pipelines.preflight import check_merges
 
 if TYPE_CHECKING:
@@ -171,6 +171,8 @@ def _relative_paths(config: RunConfig) -> Iterator[str]:
         if not PurePosixPath(text).is_absolute():
             yield f"{field}: {text}"
     models = {f"models.{place}": model.path for place, model in enumerate(config.models)}
+    for place, entry in enumerate(config.merges):
+        models |= {f"merges.{place}.{key}": path for key, path in places_of(entry).items()}
     for field, text in {"base": config.base, "clip": config.clip, **models}.items():
         if text is not None and placed(text, PurePosixPath("/")) != text:
             yield f"{field}: {text}"

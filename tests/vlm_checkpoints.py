@@ -11,6 +11,10 @@ from torch import Tensor
 
 from tests.language_checkpoints import make_tiny_tokenizer
 
+EMBEDDINGS = "language_model.model.embed_tokens.weight"
+HEAD = "language_model.lm_head.weight"
+# Of the config of the hub's that `make_originals` writes: a round number above the tokens.
+PADDED_ROWS = 384
 IMAGE_SIZE, PATCH_SIZE = 56, 14
 NUM_PATCHES = (IMAGE_SIZE // PATCH_SIZE) ** 2
 CHAT_TEMPLATE = (
@@ -251,8 +255,12 @@ def memory_name(name: str) -> str:
     raise AssertionError(name)
 
 
-def as_original(folder: Path, tower: bool = True) -> Path:
-    """Turn a LLaVA of the hub into one of the original code, with its vision tower or without."""
+def as_original(folder: Path, tower: bool = True, image_token: bool = True) -> Path:
+    """Turn a LLaVA of the hub into one of the original code.
+
+    With its vision tower or without, and with or without the hub's token for an image, which is the
+    last row of its embeddings.
+    """
     config = json.loads((folder / "config.json").read_text())
     own = {
         **config["text_config"],
@@ -260,14 +268,59 @@ def as_original(folder: Path, tower: bool = True) -> Path:
         "model_type": "llava",
         "mm_projector_type": "mlp2x_gelu",
         "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
     }
-    (folder / "config.json").write_text(json.dumps(own))
+    if "image_grid_pinpoints" in config:
+        grid = [pair[::-1] for pair in config["image_grid_pinpoints"]]  # (width, height)
+        own |= {"image_aspect_ratio": "anyres", "image_grid_pinpoints": grid,
+                "mm_patch_merge_type": "spatial_unpad"}  # fmt: skip
     tensors = load_tensors(folder)
     kept = {n: t for n, t in tensors.items() if tower or not n.startswith("vision_tower.")}
+    if not image_token:
+        own["vocab_size"] -= 1
+        cut = {n: t[:-1] for n, t in kept.items() if t.shape[0] == own["vocab_size"] + 1}
+        assert set(cut) == {EMBEDDINGS, HEAD}
+        kept |= cut
+        vision_tokenizer().save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(own))
     write_tensors(folder, {original_name(name): tensor for name, tensor in kept.items()})
     for name in ("processor_config.json", "preprocessor_config.json", "chat_template.jinja"):
         (folder / name).unlink(missing_ok=True)
     return folder
+
+
+def make_originals(folder: Path, *, next_version: bool = False) -> dict[str, Any]:
+    """`base`, `a` and `b` of the original code, `NAME-hub` the same in the hub's layout.
+
+    Their vision tower is in `clip` (the base of LLaVA-1.6 has one of its own, too), a config of the
+    hub without weights in `config`.
+
+    Returns:
+        A recipe that merges them, but for its method.
+    """
+    import shutil
+
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    hub = make_tiny_llava(folder / "hub", next_version=next_version)
+    for seed, name in enumerate(("base", "a", "b")):
+        finetuned(hub, folder / name, seed)
+        shutil.copytree(folder / name, folder / f"{name}-hub")
+        as_original(folder / name, tower=next_version and name == "base", image_token=False)
+    shutil.copytree(hub, folder / "config", ignore=shutil.ignore_patterns("*.safetensors"))
+    path = folder / "config" / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["vocab_size"] = PADDED_ROWS
+    path.write_text(json.dumps(config))
+    torch.manual_seed(5)
+    CLIPVisionModel(CLIPVisionConfig(**TOWER_SIZES)).save_pretrained(folder / "clip")
+    return {
+        "base": str(folder / "base"),
+        "models": [str(folder / "a"), str(folder / "b")],
+        "config": {"path": str(folder / "config")},
+        "modules": {"vision_tower": {"path": str(folder / "clip")}},
+    }
 
 
 def make_tiny_gemma(folder: Path, *, seed: int = 0) -> Path:
@@ -287,4 +340,51 @@ def make_tiny_gemma(folder: Path, *, seed: int = 0) -> Path:
     )
     torch.manual_seed(seed)
     _save(folder, Gemma3ForConditionalGeneration(config), tokenizer, _nested_tower)
+    return folder
+
+
+def make_tiny_qwen3(folder: Path, *, seed: int = 0) -> Path:
+    """A Qwen3-VL of random weights, under the names of the hub; without a processor."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    tokenizer = vision_tokenizer(*QWEN_TOKENS)
+    ids = tokenizer.convert_tokens_to_ids
+    rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
+    text = {"vocab_size": len(tokenizer), "head_dim": 32, "rope_parameters": rope, **TEXT_SIZES}
+    vision = {
+        "depth": 2,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "patch_size": PATCH_SIZE,
+        "num_position_embeddings": NUM_PATCHES,
+        "deepstack_visual_indexes": [0],
+    }
+    config = Qwen3VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+    )
+    torch.manual_seed(seed)
+    _save(folder, Qwen3VLForConditionalGeneration(config), tokenizer, lambda name: name)
+    return folder
+
+
+def make_tiny_internvl(folder: Path, *, seed: int = 0) -> Path:
+    """An InternVL of random weights, under the names of the hub; without a processor."""
+    from transformers import InternVLConfig, InternVLForConditionalGeneration
+
+    tokenizer = vision_tokenizer("<IMG_CONTEXT>")
+    config = InternVLConfig(
+        text_config={"model_type": "qwen2", "vocab_size": len(tokenizer), **TEXT_SIZES},
+        vision_config=TOWER_SIZES,
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(seed)
+    _save(folder, InternVLForConditionalGeneration(config), tokenizer, lambda name: name)
     return folder

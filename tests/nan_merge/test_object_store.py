@@ -62,6 +62,15 @@ def test_a_checkpoint_is_copied_with_what_belongs_to_it(cache: Path, bucket: str
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
 
 
+def test_what_lies_beside_weights_is_copied_alone(cache: Path, bucket: str):
+    whole = stage(f"memory://{bucket}")
+    beside = stage(f"memory://{bucket}", weights=False)
+    assert names(beside) == ["config.json"]
+    assert names(whole) == ["config.json", "model.safetensors"]
+    fsspec.filesystem("memory").rm(f"/{bucket}/model.safetensors")
+    assert stage(f"memory://{bucket}", weights=False) == beside
+
+
 def test_many_files_are_copied_at_once(cache: Path, bucket: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(object_store, "STREAMS", 8)
     memory = fsspec.filesystem("memory")

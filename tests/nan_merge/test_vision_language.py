@@ -22,8 +22,10 @@ from tests.vlm_checkpoints import (
     finetuned,
     load_tensors,
     make_tiny_gemma,
+    make_tiny_internvl,
     make_tiny_llava,
     make_tiny_qwen,
+    make_tiny_qwen3,
     memory_name,
     rename_tensors,
     vision_tokenizer,
@@ -277,7 +279,7 @@ def test_rows_of_a_smaller_vocabulary_are_matched_by_token(made, tmp_path):
     assert_close(load_tensors(tmp_path / "out"), expected)
 
 
-@pytest.mark.parametrize("make", [make_tiny_qwen, make_tiny_gemma])
+@pytest.mark.parametrize("make", [make_tiny_qwen, make_tiny_gemma, make_tiny_internvl])
 def test_other_families_are_merged_from_two_namings_and_load(tmp_path, make):
     base = make(tmp_path / "base")
     own, other = (finetuned(base, tmp_path / name, seed) for name, seed in (("a", 1), ("b", 2)))
@@ -290,6 +292,22 @@ def test_other_families_are_merged_from_two_namings_and_load(tmp_path, make):
     merge_checkpoint(recipe(base, [own, other]), tmp_path / "out")
     assert_close(load_tensors(tmp_path / "out"), expected)
     load(tmp_path / "out")
+
+
+def test_qwen3_vl_is_merged_from_two_namings_and_loads(tmp_path):
+    """transformers 5 saves it under one; the other is that of Qwen2-VL's tower."""
+    base = make_tiny_qwen3(tmp_path / "base")
+    own, other = (finetuned(base, tmp_path / name, seed) for name, seed in (("a", 1), ("b", 2)))
+    expected = reference(load_tensors(base), [load_tensors(own), load_tensors(other)])
+    rename_tensors(other, lambda name: name.removeprefix("model.") if "visual" in name else name)
+    assert load_tensors(other).keys() != expected.keys()
+    merge_checkpoint(recipe(base, [own, other]), tmp_path / "out")
+    assert_close(load_tensors(tmp_path / "out"), expected)
+    assert type(load(tmp_path / "out")).__name__ == "Qwen3VLForConditionalGeneration"
+    fate = fates(recipe(base, [own], modules={"vision_tower": "a", "language_model": "merge"}))
+    assert fate["model.visual.blocks.*.norm*.weight"] == "taken from a (`modules`)"
+    assert fate["model.visual.deepstack_merger_list.*.norm.weight"] == "merged"
+    assert fate["model.language_model.layers.*.mlp.up_proj.weight"] == "merged"
 
 
 def test_modules_of_qwen_are_told_apart(tmp_path):

@@ -17,7 +17,7 @@ from nan_merge.plan import align
 from nan_merge.row_mapped import RowMappedTensor
 from nan_merge.safetensors_file import BlockReader
 from nan_merge.tokenizer_files import add_tokens, read_tokens, write_tokenizer
-from nan_merge.vocabulary import match_vocabularies
+from nan_merge.vocabulary import match_to_place, match_vocabularies
 
 Write = Callable[..., Checkpoint]
 WORDS = [f"w{number}" for number in range(32)]  # stands for Llama's 32,000
@@ -130,6 +130,37 @@ def test_a_token_that_a_model_lacks_is_unchanged_in_it(write: Write):
     base, one = write("base", 0), write("one", 100, words=WORDS[:-2])
     matched = match_vocabularies(base, [one])
     assert rows(matched.models[0])[28:] == [128.0, 129.0, 30.0, 31.0]
+
+
+def test_special_tokens_and_padding_of_a_place_are_means_of_the_bases_rows(write: Write):
+    base, one = write("base", 0, dtype=torch.bfloat16), write("one", 100, words=WORDS[::-1])
+    place = write("place", 7, added=["<image>"], num_rows=36)
+    matched = match_to_place(base, [one], place, 36)
+    assert matched.vocabulary is not None
+    assert matched.vocabulary.filled == ("<image>", 33, 34, 35)
+    assert matched.base is not None
+    assert rows(matched.base) == [*map(float, range(32)), *[15.5] * 4]
+    assert rows(matched.models[0]) == [*(131.0 - row for row in range(32)), *[15.5] * 4]
+    assert rows(matched.models[0], HEAD)[30:] == [-101.0, -100.0, *[-15.5] * 4]
+    tensor = matched.base.tensors[EMBED]
+    assert isinstance(tensor, RowMappedTensor)
+    assert (tensor.num_mean_rows, len(tensor.runs)) == (4, 2)
+    with BlockReader() as reader:
+        whole = reader.read(tensor)
+        pieces = [reader.read(tensor, first, 7) for first in range(0, 105, 7)]
+    assert torch.equal(torch.cat([*pieces, whole[105:]]), whole)
+
+
+def test_without_a_base_each_model_has_the_mean_of_its_own_rows(write: Write):
+    models = [write("one", 0), write("two", 100)]
+    matched = match_to_place(None, models, write("place", 7, added=["<image>"]), 33)
+    assert [rows(model)[32] for model in matched.models] == [15.5, 115.5]
+
+
+def test_words_that_no_model_has_are_no_rows_to_fill(write: Write):
+    place = write("place", 7, words=[*WORDS, "more"], added=["<image>"])
+    with pytest.raises(IncompatibleError, match="has the token 'more', which no model has and"):
+        match_to_place(write("base", 0), [write("one", 100)], place, 34)
 
 
 def test_padding_rows_are_matched_by_number_and_filled_by_a_union(write: Write):

@@ -189,7 +189,7 @@ def test_scalars_are_those_of_yaml_1_2(load, text, field, value):
                 "r.yaml:1:1: method slerp merges exactly 2 models, not 3",
                 "r.yaml:1:1: method slerp with these coefficients needs a `base`",
                 "r.yaml:1:1: config: 'm4' is neither `base` nor a model of this recipe "
-                "(m1, m2, m3)",
+                "(m1, m2, m3); for a folder or hub id write `{path: m4}`",
             ],
         ),
         (GOOD + "base: 5\n", ["r.yaml:4:1: base: found twice, first on line 1; expected once"]),

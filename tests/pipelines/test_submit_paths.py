@@ -121,6 +121,35 @@ def test_a_sent_run_over_language_models_is_read_as_it_was(tmp_path: Path):
     assert sent.evaluate == placed.evaluate
 
 
+def test_models_that_merges_name_and_do_not_merge_are_paths_like_others(tmp_path: Path):
+    merge = {
+        "name": "m",
+        "method": "average",
+        "config": {"path": "./llava-hub"},
+        "modules": {"vision_tower": {"path": "./clip"}, "projector": "a"},
+    }
+    hub = {"name": "h", "method": "average", "config": {"path": "org/hub"}}
+    run = own_models(**LANGUAGE | {"merges": [merge, hub]}, run_folder="/r", cache="/c")
+    with pytest.raises(ConfigError) as caught:
+        place_paths(run, None)
+    lines = [line[4:] for line in str(caught.value).splitlines() if line.startswith("  - ")]
+    assert lines[:2] == [
+        "merges.0.modules.vision_tower: ./clip",
+        "merges.0.config: ./llava-hub",
+    ]
+    placed = place_paths(run, "/shared")
+    write_bundle(placed, tmp_path)
+    sent = RunConfig.model_validate(yaml.safe_load((tmp_path / "run.yaml").read_text()))
+    assert sent.merges == placed.merges
+    one, other = sent.merges
+    assert one.model_dump()["config"] == {"path": "/shared/llava-hub"}
+    assert one.model_dump()["modules"] == {
+        "vision_tower": {"path": "/shared/clip"},
+        "projector": "a",
+    }
+    assert other.model_dump()["config"] == {"path": "org/hub"}
+
+
 TABLE = {"source": "table", "table": "own/table.json"}
 SWEEP = {
     "merges": [
