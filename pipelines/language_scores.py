@@ -179,7 +179,9 @@ def measures_sheet(scored: Sequence[ScoredRecord]) -> Sheet | None:
     """A line per score that benchmarks have of their own; None if none has any."""
     lines = [
         Line(
-            f"{each.scores.benchmark}: {name} ({each.scores.scorer})",
+            # With a judge the benchmark's name would be that of the scores without one.
+            f"{each.scores.profile if each.judge else each.scores.benchmark}: {name} "
+            f"({each.scores.scorer})",
             (_score_cell(score), Cell(f"{score.num_samples:,}")),
             number == 0,
         )

@@ -157,6 +157,7 @@ def test_the_judge_reads_what_the_rules_leave_open_and_the_rule_compares_it(work
     assert "of 8 answers the rules leave 6 open; the judge judge reads an answer in 4" in text
     assert "4 times one that does not stand there in the same words" in " ".join(text.split())
     assert f"mathvista {NAME} (strict)" in text
+    assert "mathvista: type: choice (strict)" in text and f"{NAME}: type: choice (strict)" in text
     first, second = json.loads((work / "out" / "scores.json").read_text())
     assert (first["profile"], first["judge"]) == ("mathvista-offline-v1", None)
     assert (second["profile"], second["judge"]["model"]) == (NAME, "judge")
