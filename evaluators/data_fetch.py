@@ -2,11 +2,13 @@
 
 Parquet files come from the Hugging Face hub (`HF_ENDPOINT` and `hf auth login` count as ever), the
 files of BIG-Bench Hard from its authors' repository at a fixed commit. No code of theirs is run.
+Files that the hub's client has whole stay in its cache: a fetch that was killed goes on from them.
 """
 
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -17,8 +19,8 @@ from typing import Any
 
 from evaluators.benchmarks import bbh, bbh_tasks, ceval, ceval_subjects, mmlu, mmlu_subjects
 from evaluators.benchmarks.questions import LABELS
-from evaluators.data_check import BBH_COMMIT, bbh_checksums, check_data
-from nan_merge.errors import ConfigError, DataError, MissingExtraError
+from evaluators.data_check import BBH_COMMIT, PICTURE_BENCHMARKS, bbh_checksums, check_data
+from nan_merge.errors import ConfigError, DataError, MissingExtraError, OutputError
 from nan_merge.publish import publish_folder
 
 BBH_ADDRESS = f"https://raw.githubusercontent.com/suzgunmirac/BIG-Bench-Hard/{BBH_COMMIT}"
@@ -31,18 +33,19 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def fetch_benchmark(
-    benchmark: str, folder: Path, revision: str | None = None, address: str = BBH_ADDRESS
+    benchmark: str, folder: Path, revision: str | None = None, address: str | None = None
 ) -> Path:
     """Fetch a benchmark's data into ``folder/BENCHMARK``; it appears when it is whole and checked.
 
     Args:
-        benchmark: mmlu, ceval, bbh or gsm8k.
+        benchmark: mmlu, ceval, bbh, gsm8k, mathvista, wemath, ai2d or geoqa.
         folder: Where folders of benchmarks lie.
-        revision: Of the hub's repository; its main branch if None. Not for bbh.
-        address: Where the files of bbh lie.
+        revision: Of the hub's repository; if None the commit that is known to hold the data where
+            there is one (`evaluators.picture_fetch`), else its main branch. Not for bbh.
+        address: Where the files lie that are not on the hub: those of bbh, the questions of geoqa.
 
     Raises:
-        ConfigError: If the benchmark is unknown.
+        ConfigError: If the benchmark is unknown, or bbh's revision is asked for.
         DataError: If the place cannot be reached, its data has another form than it had, or it
             fails `check_data`.
         MissingExtraError: If parquet cannot be read here.
@@ -51,11 +54,18 @@ def fetch_benchmark(
     writers: dict[str, Callable[[Path], None]] = {
         "mmlu": lambda staging: _write_mmlu(staging, revision),
         "ceval": lambda staging: _write_ceval(staging, revision),
-        "bbh": lambda staging: _write_bbh(staging, address),
+        "bbh": lambda staging: _write_bbh(staging, address or BBH_ADDRESS),
         "gsm8k": lambda staging: _write_gsm8k(staging, revision),
     }
+    if benchmark in PICTURE_BENCHMARKS:
+        from evaluators.picture_fetch import write_pictures
+
+        writers[benchmark] = lambda staging: write_pictures(benchmark, staging, revision, address)
     if benchmark not in writers:
-        raise ConfigError(f"{benchmark!r} cannot be fetched, have {', '.join(writers)}.")
+        known = ", ".join([*writers, *PICTURE_BENCHMARKS])
+        raise ConfigError(f"{benchmark!r} cannot be fetched, have {known}.")
+    if benchmark == "bbh" and revision is not None:
+        raise ConfigError(f"bbh comes from its authors at {BBH_COMMIT[:7]}; leave --revision out.")
     target = folder / benchmark
     with publish_folder(target) as staging:
         try:
@@ -115,12 +125,12 @@ def _write_bbh(folder: Path, address: str) -> None:
         (folder / name).mkdir()
     for task in bbh_tasks.TASKS:
         data, prompt = bbh_checksums()[task]
-        content = _download(f"{address}/bbh/{task}.json")
-        _refuse_other(content, data, f"{address}/bbh/{task}.json")
+        content = download(f"{address}/bbh/{task}.json")
+        refuse_other(content, data, f"{address}/bbh/{task}.json")
         bbh.data_path(folder, task).write_bytes(content)
         # The authors' first two lines ask not to train on the file; they are no part of the prompt.
-        content = b"".join(_download(f"{address}/cot-prompts/{task}.txt").splitlines(True)[2:])
-        _refuse_other(content, prompt, f"{address}/cot-prompts/{task}.txt")
+        content = b"".join(download(f"{address}/cot-prompts/{task}.txt").splitlines(True)[2:])
+        refuse_other(content, prompt, f"{address}/cot-prompts/{task}.txt")
         bbh.prompt_path(folder, task).write_bytes(content)
 
 
@@ -128,10 +138,17 @@ def snapshot(repository: str, patterns: list[str], revision: str | None) -> Path
     """Files of a repository of data on the hub, in the hub's cache.
 
     Raises:
-        DataError: If the hub cannot be reached, or has no such repository.
+        DataError: If the hub cannot be reached, has no such repository or revision, or wants its
+            terms accepted first.
+        OutputError: If the disk with the hub's cache is full.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     # The errors of the HTTP library, which is another one in each generation of the client.
     http_errors: Any = HfHubHTTPError.__bases__
@@ -141,10 +158,29 @@ def snapshot(repository: str, patterns: list[str], revision: str | None) -> Path
                 repository, repo_type="dataset", revision=revision, allow_patterns=patterns
             )
         )
+    except GatedRepoError as error:
+        raise DataError(
+            f"{repository} is gated: accept its terms at {constants.ENDPOINT}/datasets/{repository}"
+            ", sign in with `hf auth login`, and run the same command again."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise DataError(
+            f"{repository} on the hub has no revision {revision}. Name one that it has: "
+            "--revision main is the newest."
+        ) from error
     except (*http_errors, LocalEntryNotFoundError, OSError) as error:
+        _refuse_full_disk(error, constants.HF_HUB_CACHE)
         raise DataError(
             f"{repository} cannot be fetched from the hub: {' '.join(str(error).split())[:200]} "
             "Where there is no network, bring the data in the upstream layout (docs/benchmarks.md)."
+        ) from error
+
+
+def _refuse_full_disk(error: Exception, cache: str) -> None:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        raise OutputError(
+            f"No space left on the disk with the hub's cache, {cache}. Free some, or set HF_HOME "
+            "to a folder on another disk; the same command goes on from the files that are whole."
         ) from error
 
 
@@ -161,7 +197,12 @@ def _read_parquet(folder: Path, split: str) -> Rows:
     return [row for file in files for row in read_table(file).to_pylist()]
 
 
-def _download(address: str) -> bytes:
+def download(address: str) -> bytes:
+    """What lies at an address of the web.
+
+    Raises:
+        DataError: If it cannot be reached.
+    """
     try:
         with urllib.request.urlopen(address, timeout=60) as answer:
             return answer.read()
@@ -172,7 +213,12 @@ def _download(address: str) -> bytes:
         ) from error
 
 
-def _refuse_other(content: bytes, sha256: str, address: str) -> None:
+def refuse_other(content: bytes, sha256: str, address: str) -> None:
+    """See that a file is the one that is known.
+
+    Raises:
+        DataError: If its SHA-256 is another.
+    """
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DataError(f"{address}: its SHA-256 is not that of the authors' file")
 

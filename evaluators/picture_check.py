@@ -19,7 +19,7 @@ from nan_merge.errors import DataError
 
 MAX_PROBLEMS = 20
 # Of the public files; evaluators/benchmarks/*.py say whose they are.
-_KNOWN_FILES = {
+KNOWN_FILES = {
     ("mathvista", "testmini.json"): (
         "sha256", "ab0148dca9d401c31cc47f29b3826eec28a76ff155a1c0878d81e8daf0413480"),
     ("mathvista", "MathVista_MINI.tsv"): ("md5", "f199b98e178e5a2a20e7048f5dcb0464"),
@@ -27,6 +27,10 @@ _KNOWN_FILES = {
         "sha256", "6e849930f3947ff1aaad0462519d6f97c65fec3453d8e05b7bb530c7af42e3e1"),
     ("wemath", "WeMath.tsv"): ("md5", "b5e969a075f01290a542411fb7766388"),
     ("ai2d", "AI2D_TEST.tsv"): ("md5", "0f593e0d1c7df9a3d69bf1f947e71975"),
+    ("geoqa", "test_questions.jsonl"): (
+        "sha256", "237983db2560c01932ed499563b8cacc96d254c7e9e9c51674f512f4ccbedd83"),
+    ("geoqa", "test_answers.jsonl"): (
+        "sha256", "e701b6e26a885a5e2fb82e6a8f463dc2b248918cfedff66bc17ae49093928307"),
 }  # fmt: skip
 _ROWS: dict[str, Callable[[Path, OnPicture], list[PictureRow]]] = {
     "mathvista": mathvista.read_rows,
@@ -105,10 +109,11 @@ def _incomplete_problems(samples: Sequence[Sample]) -> list[str]:
 
 
 def _is_public(benchmark: str, folder: Path) -> bool | None:
-    """Whether a file is the public one, bit by bit; None where that is not known."""
-    for (owner, name), (kind, expected) in _KNOWN_FILES.items():
+    """Whether all files that are known are the public ones, bit by bit; None if there is none."""
+    found: list[bool] = []
+    for (owner, name), (kind, expected) in KNOWN_FILES.items():
         for path in (folder / name, folder / "data" / name):
             if owner == benchmark and path.is_file():
                 with path.open("rb") as file:
-                    return hashlib.file_digest(file, kind).hexdigest() == expected
-    return None
+                    found.append(hashlib.file_digest(file, kind).hexdigest() == expected)
+    return all(found) if found else None

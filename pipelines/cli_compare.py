@@ -14,7 +14,18 @@ from pipelines.cli_app import Debug, app, explain_errors, open_console, split_ou
 from pipelines.cli_evaluate import MovedData, ScorerChoice
 
 if TYPE_CHECKING:
+    from evaluators.profiles import ScorerName
     from pipelines.gate_config import Gate
+
+
+Judge = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Count what this judge read (`rescore --judge`), of the benchmarks that it read and "
+        "of no other.",
+    ),
+]
 
 
 @app.command(
@@ -58,6 +69,7 @@ def compare(
         ScorerChoice | None,
         typer.Option(help="Whose verdicts on language models; those of tables if absent."),
     ] = None,
+    judge: Judge = None,
     data: MovedData = None,
     debug: Debug = False,
 ) -> None:
@@ -75,8 +87,9 @@ def compare(
             as_json=as_json,
             resamples=resamples,
             seed=seed,
-            scorer=scorer.value if scorer is not None else None,
+            scorer=_scorer(scorer, judge),
             data=data,
+            judge=judge,
         )
 
 
@@ -122,6 +135,7 @@ def gate(
         ScorerChoice | None,
         typer.Option(help="Whose verdicts on language models; those of tables if absent."),
     ] = None,
+    judge: Judge = None,
     data: MovedData = None,
     simulate: Annotated[
         int | None,
@@ -150,12 +164,18 @@ def gate(
         files = GateFiles(json_file, junit, markdown)
         files.check()
         options = {"candidate": candidate, "baseline": baseline, "margin": margin}
-        reader = AnswerReader(scorer.value if scorer is not None else None, data)
+        reader = AnswerReader(_scorer(scorer, judge), data, judge)
         with errors_in(files):
             section, folder = _gate_section(arguments or (), options)
             report = gate_command(section, folder, reader, open_console(), files)
         code = EXIT_CODES[report.verdict]
     raise typer.Exit(code)
+
+
+def _scorer(scorer: ScorerChoice | None, judge: str | None) -> ScorerName | None:
+    if scorer is not None and judge is not None:
+        raise ConfigError("--judge brings a scorer of its own; leave --scorer out.")
+    return scorer.value if scorer is not None else None
 
 
 def _gate_section(

@@ -15,30 +15,41 @@ app.add_typer(data, name="data")
 
 
 @data.command(
-    epilog="Examples:\n\nnan-merge data fetch gsm8k data/\n\nnan-merge data fetch SUN397 data/"
+    epilog="Examples:\n\nnan-merge data fetch gsm8k data/\n\nnan-merge data fetch mathvista data/"
+    "\n\nnan-merge data fetch SUN397 data/\n\nnan-merge data fetch ai2d data/ --revision main"
 )
 def fetch(
     benchmark: Annotated[
         str,
         typer.Argument(
             metavar="BENCHMARK",
-            help="mmlu, ceval, bbh, gsm8k, or an image set: SUN397, Cars, RESISC45, EuroSAT, SVHN, "
-            "GTSRB, MNIST, DTD.",
+            help="mmlu, ceval, bbh, gsm8k; of pictures mathvista, wemath, ai2d, geoqa; or an image "
+            "set: SUN397, Cars, RESISC45, EuroSAT, SVHN, GTSRB, MNIST, DTD.",
         ),
     ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Its files go to DIR/BENCHMARK.")],
     train: Annotated[
         bool, typer.Option("--train", help="Of an image set, fetch its training images too.")
     ] = False,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REV",
+            help="Branch or commit of the hub's repository; the commit that this version was "
+            "written for if absent, where there is one, else the main branch.",
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Fetch a benchmark from the Hugging Face hub: questions in the layout that their authors use,
-    images as parquet.
+    pictures and images as parquet.
+
+    Files that were fetched whole stay in the hub's cache: killed, the same command goes on.
     """
     with explain_errors(debug):
         from pipelines.data_verify import fetch_command
 
-        target = fetch_command(benchmark, folder, train=train)
+        target = fetch_command(benchmark, folder, train=train, revision=revision)
         open_console().print(
             f"{target}   (nan-merge data verify {folder})", markup=False, highlight=False
         )

@@ -179,18 +179,51 @@ def evaluate(
 
 @app.command(
     epilog="Examples:\n\nnan-merge rescore runs/evaluations/merged\n\n"
-    "nan-merge rescore runs/table2 --data /elsewhere/data"
+    "nan-merge rescore runs/table2 --data /elsewhere/data\n\n"
+    "nan-merge rescore runs/table3 --judge Qwen/Qwen2.5-7B-Instruct\n\n"
+    "nan-merge rescore runs/table3 --judge ./judge --backend transformers --dtype float32"
 )
 def rescore(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of an evaluation or a run.")],
     data: MovedData = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Checkpoint folder or hub id of a language model that reads those answers to "
+            "mathvista, wemath, ai2d and geoqa in which the rules find none; scores with it have "
+            "another name.",
+        ),
+    ] = None,
+    backend: Annotated[
+        BackendName, typer.Option(help="What the judge runs on.")
+    ] = BackendName.VLLM,
+    dtype: Annotated[
+        DtypeName, typer.Option(help="Type of the judge's arithmetic.")
+    ] = DtypeName.BFLOAT16,
+    device: Annotated[
+        DeviceName, typer.Option(help="For a judge on transformers.")
+    ] = DeviceName.AUTO,
+    tensor_parallel: Annotated[
+        int, typer.Option(min=1, metavar="N", help="For vLLM: GPUs that the judge is spread over.")
+    ] = 1,
     debug: Debug = False,
 ) -> None:
-    """Score answers again, with the scorers of today; no model is asked anything."""
+    """Score answers again, with the scorers of today; no model is asked anything, unless --judge
+    names one.
+    """
     with explain_errors(debug):
+        from pipelines.judging import JudgeSpec
         from pipelines.language_command import rescore_command
+        from pipelines.language_config import BackendSpec
 
-        rescore_command(folder, data, open_console())
+        options = {"name": backend, "dtype": dtype, "device": device}
+        spec = BackendSpec.model_validate(
+            {key: value.value for key, value in options.items()}
+            | {"tensor_parallel": tensor_parallel}
+        )
+        asked = JudgeSpec(judge, spec) if judge is not None else None
+        rescore_command(folder, data, open_console(), asked)
 
 
 @app.command(
@@ -244,6 +277,10 @@ def show(
             metavar="FILE", help="Only the samples of a flips.jsonl that `compare --output` wrote."
         ),
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Show what this judge read, and its verdicts."),
+    ] = None,
     data: MovedData = None,
     debug: Debug = False,
 ) -> None:
@@ -274,6 +311,7 @@ def show(
             scorer=scorer.value if scorer is not None else None,
             data=data,
             flips=only,
+            judge=judge,
         )
 
 

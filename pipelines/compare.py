@@ -124,7 +124,7 @@ def compare_runs(
             twice.
         DataError: If answers are missing or damaged, or models were not asked the same.
     """
-    models, reference = _models(folders, baseline)
+    models, reference = _models(folders, baseline, reader)
     if only is not None:
         models = [each for each in models if each is reference or each.name in only]
     benchmarks = tuple(reference.records)
@@ -157,12 +157,14 @@ def compare_runs(
     )
 
 
-def _models(folders: Sequence[Path], baseline: str | None) -> tuple[list[KeptModel], KeptModel]:
+def _models(
+    folders: Sequence[Path], baseline: str | None, reader: AnswerReader
+) -> tuple[list[KeptModel], KeptModel]:
     """All models of the folders, under names that tell them apart, and the baseline."""
     places = [folder.resolve() for folder in folders]
     if twice := [each for n, each in enumerate(folders) if places[n] in places[:n]]:
         raise ConfigError(f"{twice[0]} is named twice; a run is compared with others, not itself.")
-    found = [model for folder in folders for model in find_models(folder)]
+    found = [reader.view(model) for folder in folders for model in find_models(folder)]
     models = _named_apart(found)
     if len(models) < 2:
         raise ConfigError(

@@ -41,6 +41,7 @@ def compare_command(
     seed: int = 0,
     scorer: ScorerName | None = None,
     data: Path | None = None,
+    judge: str | None = None,
 ) -> Comparison:
     """Compare the models of runs with a baseline; print and write what was found.
 
@@ -56,12 +57,13 @@ def compare_command(
         seed: Of the bootstraps.
         scorer: Whose verdicts on language models.
         data: The data's folder, if it is not where it was.
+        judge: Name of the judge whose readings count.
 
     Raises:
         NanMergeError: With a message for the user.
     """
     require(["scipy", "statsmodels"])
-    found = compare_runs(runs, baseline, AnswerReader(scorer, data), resamples, seed)
+    found = compare_runs(runs, baseline, AnswerReader(scorer, data, judge), resamples, seed)
     if flips is not None and flips not in found.benchmarks:
         near = did_you_mean(flips, found.benchmarks)
         raise ConfigError(

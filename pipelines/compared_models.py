@@ -15,6 +15,7 @@ from nan_merge.config_messages import did_you_mean
 from nan_merge.errors import ConfigError, DataError
 from pipelines.config import RunConfig
 from pipelines.image_records import info_path
+from pipelines.judging import judge_identity, judged_benchmark, judges_of, pick_judge
 from pipelines.language_benchmarks import (
     OpenBenchmark,
     find_profile,
@@ -22,7 +23,14 @@ from pipelines.language_benchmarks import (
     open_benchmark,
 )
 from pipelines.language_config import BenchmarkSpec
-from pipelines.language_records import OWN_SOURCE, Record, RecordInfo, find_records, read_record
+from pipelines.language_records import (
+    OWN_SOURCE,
+    Record,
+    RecordInfo,
+    find_extractions,
+    find_records,
+    read_record,
+)
 from pipelines.language_scores import benchmark_of, first_scorer, outcomes_of
 from pipelines.outcomes import (
     Outcomes,
@@ -65,13 +73,44 @@ class AnswerReader:
     Attributes:
         scorer: Whose verdicts on language models; the one that tables show if None.
         data: The data's folder, if it is not where it was.
+        judge: Name of a judge; only what it read is compared then, under a name of its own.
     """
 
     scorer: ScorerName | None = None
     data: Path | None = None
+    judge: str | None = None
+    _extractions: dict[Path, list[Record]] = field(default_factory=dict[Path, list[Record]])
     _opened: dict[tuple[str, ...], OpenBenchmark] = field(
         default_factory=dict[tuple[str, ...], OpenBenchmark]
     )
+
+    def view(self, model: KeptModel) -> KeptModel:
+        """The model as this reader reads it: with a judge, only the benchmarks that it read.
+
+        Raises:
+            DataError: If the judge has read no answer of the model.
+        """
+        if self.judge is None:
+            return model
+        judges = {
+            name: self._judges(read_record(path), model)
+            for name, path in model.records.items()
+            if not _is_of_images(path)
+        }
+        records = {
+            f"{name}-judge:{self.judge}": model.records[name]
+            for name, found in judges.items()
+            if self.judge in found
+        }
+        if not records:
+            known = {name: each for found in judges.values() for name, each in found.items()}
+            pick_judge(self.judge, known, model.name, model.folder)
+        return replace(model, records=records)
+
+    def _judges(self, record: Record, model: KeptModel) -> dict[str, Record]:
+        if model.folder not in self._extractions:
+            self._extractions[model.folder] = find_extractions(model.folder)
+        return judges_of(record, self._extractions[model.folder])
 
     def read(self, model: KeptModel, benchmark: str, dev_share: float = 0.0) -> Outcomes:
         """Verdicts on a model's answers to a benchmark.
@@ -93,14 +132,21 @@ class AnswerReader:
 
     def _read(self, model: KeptModel, benchmark: str) -> Outcomes:
         path = model.records[benchmark]
-        if info_path(path).is_file() or not path.with_suffix(".json").is_file():
+        if _is_of_images(path):
             return image_outcomes(path, model.name, benchmark)
         record = read_record(path)
         if not path.is_file():
             raise unfinished(path, model.name, benchmark)
         opened, asked = self._benchmark(record, model.folder)
+        judge = None
+        if self.judge is not None:
+            what = f"{model.name} on {benchmark}"
+            judge = pick_judge(self.judge, self._judges(record, model), what, model.folder)
+            opened = judged_benchmark(opened, self.judge, judge)
         found = outcomes_of(record, opened, self.scorer or first_scorer(opened), asked)
         whole = replace(language_outcomes(found, record.info, path, benchmark), model=model.name)
+        if judge is not None:
+            whole = replace(whole, asked_as={**whole.asked_as, "judge": judge_identity(judge)})
         score = opened.profile.problem_scores
         by_problem = score(found) if score is not None else {}
         scored = [problem_outcomes(whole, name, each) for name, each in by_problem.items()]
@@ -123,6 +169,10 @@ class AnswerReader:
                 self._opened[key] = open_benchmark(spec.model_copy(update={"data": data}))
         opened = self._opened[key]
         return opened, opened.asked if spec is not None else None
+
+
+def _is_of_images(path: Path) -> bool:
+    return info_path(path).is_file() or not path.with_suffix(".json").is_file()
 
 
 def column_of(model: KeptModel, name: str) -> str | None:

@@ -18,11 +18,11 @@ from pipelines.sheet import Cell, Line, Sheet, rich_table
 _PUBLIC = {True: "yes", False: "no", None: "not known"}
 
 
-def fetch_command(benchmark: str, folder: Path, *, train: bool) -> Path:
+def fetch_command(benchmark: str, folder: Path, *, train: bool, revision: str | None) -> Path:
     """Fetch a benchmark's data; for errors see `fetch_benchmark` and `fetch_set`."""
     if benchmark in CLIP_SETS:
-        return fetch_set(benchmark, folder, ("test", "train") if train else ("test",))
-    return fetch_benchmark(benchmark, folder)
+        return fetch_set(benchmark, folder, ("test", "train") if train else ("test",), revision)
+    return fetch_benchmark(benchmark, folder, revision)
 
 
 def verify_command(folder: Path, console: Console, *, classes: bool = False) -> None:

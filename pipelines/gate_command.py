@@ -62,7 +62,7 @@ def gate_command(
         NanMergeError: With a message for the user.
     """
     require(["scipy", "statsmodels"])
-    models = _find(gate, run_folder)
+    models = _find(gate, run_folder, reader)
     report = _decided(gate, models, reader)
     print_report(report, console)
     write_reports(report, files, console)
@@ -92,7 +92,7 @@ def evaluate_gate(gate: Gate, run_folder: Path | None, reader: AnswerReader) -> 
     Raises:
         NanMergeError: If the models cannot be found or paired.
     """
-    return _decided(gate, _find(gate, run_folder), reader)
+    return _decided(gate, _find(gate, run_folder, reader), reader)
 
 
 def _decided(gate: Gate, models: GateModels, reader: AnswerReader) -> GateReport:
@@ -125,7 +125,7 @@ def _decided(gate: Gate, models: GateModels, reader: AnswerReader) -> GateReport
     )
 
 
-def _find(gate: Gate, run_folder: Path | None) -> GateModels:
+def _find(gate: Gate, run_folder: Path | None, reader: AnswerReader) -> GateModels:
     if gate.candidate is None or gate.baseline is None:
         lacking = "candidate" if gate.candidate is None else "baseline"
         raise ConfigError(
@@ -152,7 +152,8 @@ def _find(gate: Gate, run_folder: Path | None) -> GateModels:
                 "gate.repeat is the baseline's own answers. Evaluate the baseline once more into "
                 "another folder (`--output` or `run_folder=...`) and name that."
             )
-    return GateModels(candidate, baseline, repeat)
+    again = reader.view(repeat) if repeat is not None else None
+    return GateModels(reader.view(candidate), reader.view(baseline), again)
 
 
 def _model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -14,11 +15,19 @@ from pipelines.import_lm_eval import is_lm_eval_folder, read_lm_eval
 from pipelines.import_opencompass import is_opencompass_folder, read_opencompass
 from pipelines.imported import write_imported
 from pipelines.interrupt import noticing_interrupts
+from pipelines.judging import (
+    JudgeSpec,
+    ask_judge,
+    has_read_all,
+    judge_note,
+    judged_benchmark,
+    judges_of,
+)
 from pipelines.language_benchmarks import OpenBenchmark
 from pipelines.language_config import BackendSpec, BenchmarkSpec, EngineSpec
 from pipelines.language_engine import answer_by_engine, as_answered, open_benchmarks
 from pipelines.language_evaluate import LanguageCandidate
-from pipelines.language_records import OWN_SOURCE, Record, find_records
+from pipelines.language_records import OWN_SOURCE, Record, find_extractions, find_records
 from pipelines.language_scores import (
     ScoredRecord,
     benchmark_of,
@@ -97,26 +106,74 @@ def evaluate_command(
     return scored
 
 
-def rescore_command(folder: Path, data: Path | None, console: Console) -> list[ScoredRecord]:
+def rescore_command(
+    folder: Path, data: Path | None, console: Console, judge: JudgeSpec | None = None
+) -> list[ScoredRecord]:
     """Score all records below a folder again with the scorers of today; asks no model.
+
+    Args:
+        folder: Of an evaluation or a run.
+        data: The data's folder, if it is not where it was.
+        console: Where to print.
+        judge: Who is asked to read the answers in which the rules find none; nobody if None. What
+            judges read before is scored in any case, under names of its own.
 
     Raises:
         DataError: If there are no records, or their data is gone or changed.
+        NanMergeError: If the judge cannot be asked.
     """
-    opened: dict[tuple[str, ...], OpenBenchmark] = {}
+    opened = _opened_records(folder, data)
+    if judge is not None:
+        _ask_judge(folder, opened, judge, console)
+    extractions = find_extractions(folder)
     scored: list[ScoredRecord] = []
+    notes: list[str] = []
+    for record, benchmark in opened:
+        scored += [score_record(record, benchmark, each) for each in benchmark.profile.scorers]
+        for name, found in judges_of(record, extractions).items():
+            if not has_read_all(record, benchmark, found):
+                notes.append(
+                    f"note: {record.info.model}, {benchmark.name}: the judge {name} has not read "
+                    "all answers, so there is no score with it; ask it again with --judge."
+                )
+                continue
+            judged = judged_benchmark(benchmark, name, found)
+            scored.append(replace(score_record(record, judged, "strict"), judge=found.info))
+            notes.append(judge_note(record, benchmark, name, found))
+    write_json(folder / SCORES_NAME, scores_json(scored))
+    _print(scored, folder.name, console)
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"\nScores  {folder / SCORES_NAME}", markup=False, highlight=False)
+    return scored
+
+
+def _opened_records(folder: Path, data: Path | None) -> list[tuple[Record, OpenBenchmark]]:
+    """All finished records, each with what it answers; data is opened once."""
+    opened: dict[tuple[str, ...], OpenBenchmark] = {}
+    found: list[tuple[Record, OpenBenchmark]] = []
     for record in find_records(folder):
         if not record.path.is_file():
             continue
         key = _questions_key(record)
         if key not in opened:
             opened[key] = benchmark_of(record, data)
-        benchmark = opened[key]
-        scored += [score_record(record, benchmark, each) for each in benchmark.profile.scorers]
-    write_json(folder / SCORES_NAME, scores_json(scored))
-    _print(scored, folder.name, console)
-    console.print(f"\nScores  {folder / SCORES_NAME}", markup=False, highlight=False)
-    return scored
+        found.append((record, opened[key]))
+    return found
+
+
+def _ask_judge(
+    folder: Path,
+    opened: Sequence[tuple[Record, OpenBenchmark]],
+    judge: JudgeSpec,
+    console: Console,
+) -> None:
+    require(["ray", judge.backend.name])
+    placed = with_model_resources(Cluster(), judge.backend)
+    with noticing_interrupts() as interrupted, sole_writer(folder) as held:
+        checks = (interrupted, held.check)
+        with Workers(placed, RunProgress(console), folder, checks) as workers:
+            ask_judge(folder, opened, judge, workers)
 
 
 def import_command(folder: Path, output: Path, console: Console) -> list[ScoredRecord]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.answers import Answer
+from evaluators.judge import EXTRACTION
 from evaluators.language_evaluation import LanguageModelOptions
 from evaluators.predictions import read_predictions
 from evaluators.profiles import Profile
@@ -171,21 +172,35 @@ def read_record(path: Path) -> Record:
 
 
 def find_records(folder: Path) -> list[Record]:
-    """All records in a folder and the folders below it, sorted by path.
+    """All records in a folder and the folders below it, sorted by path; not those of judges.
 
     Raises:
         DataError: If there are none, or a record's description is damaged.
     """
-    records: list[Record] = []
-    for path in sorted(folder.rglob("*.jsonl")):
-        if not path.name.startswith(".") and path.with_suffix(".json").is_file():
-            records.append(read_record(path))
+    records = [each for each in _all_records(folder) if each.info.benchmark != EXTRACTION]
     if not records:
         raise DataError(
             f"{folder} holds no predictions of language models. Name the folder that "
             "`nan-merge evaluate` printed, or a run folder."
         )
     return records
+
+
+def find_extractions(folder: Path) -> list[Record]:
+    """What judges wrote about the records in a folder, sorted by path; often nothing.
+
+    Raises:
+        DataError: If a record's description is damaged.
+    """
+    return [each for each in _all_records(folder) if each.info.benchmark == EXTRACTION]
+
+
+def _all_records(folder: Path) -> list[Record]:
+    return [
+        read_record(path)
+        for path in sorted(folder.rglob("*.jsonl"))
+        if not path.name.startswith(".") and path.with_suffix(".json").is_file()
+    ]
 
 
 def _version(package: str) -> str:

@@ -20,7 +20,7 @@ from nan_merge.errors import DataError
 from pipelines.imported import imported_benchmark
 from pipelines.language_benchmarks import OpenBenchmark, open_benchmark
 from pipelines.language_config import BenchmarkSpec
-from pipelines.language_records import OWN_SOURCE, Record
+from pipelines.language_records import OWN_SOURCE, Record, RecordInfo
 from pipelines.sheet import MISSING, UNKNOWN_ERRORS, Cell, Line, Sheet, spread_in_percent
 
 MISSING_ANSWERS = (
@@ -31,10 +31,17 @@ MISSING_ANSWERS = (
 
 @dataclass(frozen=True)
 class ScoredRecord:
-    """One record of answers and what it is worth by one scorer."""
+    """One record of answers and what it is worth by one scorer.
+
+    Attributes:
+        record: The answers.
+        scores: What they are worth.
+        judge: Who read the answers that the rules leave open; None without a judge.
+    """
 
     record: Record
     scores: BenchmarkScores
+    judge: RecordInfo | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Everything that `scores.json` says of it; a number that is not known is null."""
@@ -61,6 +68,8 @@ class ScoredRecord:
             else scores.truncation_rate,
             "dropped_shots": scores.num_dropped_shots,
             "missing_answers": scores.num_missing,
+            "judge": self.judge
+            and {key: getattr(self.judge, key) for key in ("model", "folder", "key", "engine")},
         }
 
 
@@ -170,7 +179,9 @@ def measures_sheet(scored: Sequence[ScoredRecord]) -> Sheet | None:
     """A line per score that benchmarks have of their own; None if none has any."""
     lines = [
         Line(
-            f"{each.scores.benchmark}: {name} ({each.scores.scorer})",
+            # With a judge the benchmark's name would be that of the scores without one.
+            f"{each.scores.profile if each.judge else each.scores.benchmark}: {name} "
+            f"({each.scores.scorer})",
             (_score_cell(score), Cell(f"{score.num_samples:,}")),
             number == 0,
         )

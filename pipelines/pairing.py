@@ -14,6 +14,8 @@ MENDS = {
     "chat template": "Evaluate both with `--chat-template`, or both with `--no-chat-template`",
     "zero-shot heads": "Evaluate both with the same `clip`, whose text tower makes the heads",
     "harness": "Evaluate both with the same harness",
+    "judge": "Let one judge read both (`nan-merge rescore FOLDER --judge MODEL`), or compare "
+    "without --judge",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,16 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from evaluators.judge import request_id
 from evaluators.language_scores import Outcome
 from evaluators.profiles import ScorerName
 from evaluators.rendering import Prompt, load_tokenizer, prompt_text, wording_of
 from evaluators.samples import Sample
 from nan_merge.errors import ConfigError, NanMergeError
 from pipelines.flips import Flips
+from pipelines.judging import judged_benchmark, judges_of, pick_judge, said_by
 from pipelines.language_benchmarks import OpenBenchmark
-from pipelines.language_records import Record, find_records
+from pipelines.language_records import Record, find_extractions, find_records
 from pipelines.language_scores import benchmark_of, first_scorer, outcomes_of
 
 
@@ -32,6 +34,7 @@ def show_predictions(
     scorer: ScorerName | None = None,
     data: Path | None = None,
     flips: Flips | None = None,
+    judge: str | None = None,
 ) -> int:
     """Print prompts, completions and verdicts of the records in a folder.
 
@@ -45,6 +48,7 @@ def show_predictions(
         scorer: Whose verdicts; the one that tables show if None.
         data: The data's folder, if it is not where it was.
         flips: Only these samples.
+        judge: Name of a judge; what it read counts and is shown, and only where it read.
 
     Returns:
         How many samples were shown.
@@ -61,8 +65,14 @@ def show_predictions(
     if not records:
         raise ConfigError(f"{folder} holds no predictions on {benchmark}.")
     num_shown, is_known = 0, sample is None
+    readings = _readings(records, judge, folder) if judge is not None else {}
     for record in records:
-        opened = benchmark_of(record, data)
+        if judge is not None and record.path not in readings:
+            continue
+        opened, said = benchmark_of(record, data), dict[str, str]()
+        if judge is not None:
+            said = said_by(readings[record.path])
+            opened = judged_benchmark(opened, judge, readings[record.path])
         asked = frozenset({sample}) if sample is not None else None
         if flips is not None:
             answered = {each.sample_id for each in record.answers()}
@@ -75,10 +85,21 @@ def show_predictions(
         outcomes = outcomes_of(record, opened, scorer or first_scorer(opened), asked)
         shown = [each for each in outcomes if not (wrong and each.is_correct)][:limit]
         num_shown += len(shown)
-        _show_record(record, opened, shown, len(outcomes), console)
+        _show_record(record, opened, shown, len(outcomes), console, said)
     if not is_known:
         raise ConfigError(f"{folder} holds no answer to a sample {sample}.")
     return num_shown
+
+
+def _readings(records: Sequence[Record], judge: str, folder: Path) -> dict[Path, Record]:
+    """Record's path -> what the judge wrote about it; raises `DataError` if it read none."""
+    extractions = find_extractions(folder)
+    judges = {each.path: judges_of(each, extractions) for each in records}
+    found = {path: names[judge] for path, names in judges.items() if judge in names}
+    if not found:
+        known = {name: each for names in judges.values() for name, each in names.items()}
+        pick_judge(judge, known, str(folder), folder)
+    return found
 
 
 def _show_record(
@@ -87,6 +108,7 @@ def _show_record(
     chosen: Sequence[Outcome],
     num_outcomes: int,
     console: Console,
+    said: Mapping[str, str],
 ) -> None:
     info = record.info
     title = f"{info.model}: {benchmark.name}, {len(chosen)} of {num_outcomes:,} samples"
@@ -95,7 +117,11 @@ def _show_record(
         text = Text()
         verdict = "right" if outcome.is_correct else "wrong"
         text.append(f"\n{outcome.sample_id}: {verdict}\n", "green" if verdict == "right" else "red")
-        for name, content in _parts(record, benchmark, outcome):
+        parts = _parts(record, benchmark, outcome)
+        read = said.get(request_id(outcome.sample, outcome.answer)) if said else None
+        if read is not None:
+            parts.insert(-2, ("judge", read or "(empty)"))
+        for name, content in parts:
             text.append(f"{name}:", "bold")
             shown = content.encode(errors="replace").decode()  # half a surrogate pair is a "?"
             text.append(f"\n{shown}\n" if "\n" in shown else f" {shown}\n")

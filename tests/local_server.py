@@ -22,7 +22,8 @@ def serving(handler: type[BaseHTTPRequestHandler], make_hub: Callable[[str], Hub
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     hub = make_hub(f"http://127.0.0.1:{server.server_address[1]}")
     server.hub = hub  # pyright: ignore[reportAttributeAccessIssue]
-    thread = Thread(target=server.serve_forever, daemon=True)
+    # It looks so often whether it should end, in seconds.
+    thread = Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield hub
