@@ -16,6 +16,7 @@ from evaluators.rendering import Prompt, load_tokenizer, prompt_text, wording_of
 from evaluators.samples import Sample
 from nan_merge.errors import ConfigError, NanMergeError
 from pipelines.flips import Flips
+from pipelines.image_view import print_title
 from pipelines.language_benchmarks import OpenBenchmark
 from pipelines.language_records import Record, find_records
 from pipelines.language_scores import benchmark_of, first_scorer, outcomes_of
@@ -88,9 +89,7 @@ def _show_record(
     num_outcomes: int,
     console: Console,
 ) -> None:
-    info = record.info
-    title = f"{info.model}: {benchmark.name}, {len(chosen)} of {num_outcomes:,} samples"
-    console.rule(Text(title, style="bold"))
+    print_title(console, record.info.model, benchmark.name, len(chosen), num_outcomes)
     for outcome in chosen:
         text = Text()
         verdict = "right" if outcome.is_correct else "wrong"
