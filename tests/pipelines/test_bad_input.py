@@ -213,9 +213,10 @@ def test_ctrl_c_in_the_middle_of_a_run_and_the_run_after_it(tmp_path: Path):
             command, cwd=tmp_path, stdout=output, stderr=output, start_new_session=True,
             env=variables | {"PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 300
         while b"Fine-tuning" not in log.read_bytes() and time.monotonic() < deadline:
             time.sleep(0.05)
+        assert b"Fine-tuning" in log.read_bytes(), log.read_text()
         time.sleep(0.5)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         assert process.wait(timeout=60) == 130, log.read_text()
