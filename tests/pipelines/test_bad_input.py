@@ -165,7 +165,7 @@ experts:
   tasks: [digits, texture]
   text: {steps: 3}
   pretrain: {steps: 10}
-  finetune: {steps: 80}
+  finetune: {steps: 60}
 merges:
   - {name: TA, method: task_arithmetic, coefficients: nan}
 evaluate: {benchmarks: [digits, texture]}
