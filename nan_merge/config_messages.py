@@ -87,15 +87,18 @@ def _is_echo(error: Any) -> bool:
     return error["type"] == "too_short" and is_list and len(found) >= error["ctx"]["min_length"]
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``; did you mean 'density'?`` if a known name is near, else nothing."""
+def did_you_mean(word: str, known: Iterable[str], end: str = "") -> str:
+    """``; did you mean 'density'?`` if a known name is near, else ``end``.
+
+    Where a sentence ends here, its end is a full stop: never a question mark and a full stop.
+    """
     names = list(known)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if not near:  # `TIES` for `ties`
         lower = {name.lower(): name for name in names}
         found = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.6)
         near = [lower[name] for name in found]
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {near[0]!r}?" if near else end
 
 
 def _choice_hint(word: str, choices: Sequence[str]) -> str:

@@ -62,13 +62,19 @@ Address = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def load_run(config: Path, overrides: Sequence[str] | None, address: str | None) -> RunConfig:
+def load_run(
+    config: Path, overrides: Sequence[str] | None, address: str | None = None
+) -> RunConfig:
     """A run file with the changes of the command line; ``--address`` is the last of them."""
-    from nan_merge.yaml_config import load_config
+    from nan_merge.recipe_file import refuse_recipe
+    from nan_merge.yaml_config import check_document
+    from nan_merge.yaml_text import read_document
     from pipelines.config import RunConfig
 
+    document = read_document(config)
+    refuse_recipe(document)
     joined = [f"cluster.address={address}"] if address else []
-    return load_config(config, RunConfig, [*(overrides or ()), *joined])
+    return check_document(document, RunConfig, [*(overrides or ()), *joined])
 
 
 def split_output(arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nan_merge.errors import ConfigError
-from pipelines.cli_app import Debug, app, explain_errors, open_console, split_output
+from pipelines.cli_app import Debug, app, explain_errors, load_run, open_console, split_output
 from pipelines.cli_evaluate import MovedData, ScorerChoice
 
 if TYPE_CHECKING:
@@ -182,9 +182,8 @@ def _gate_section(
     arguments: Sequence[str], options: Mapping[str, str | None]
 ) -> tuple[Gate, Path | None]:
     """The gate to decide, and the folder of the run that its file tells."""
-    from nan_merge.yaml_config import check_document, load_config
+    from nan_merge.yaml_config import check_document
     from nan_merge.yaml_text import Document
-    from pipelines.config import RunConfig
     from pipelines.gate_config import Gate
 
     config, overrides = split_output(arguments)
@@ -199,7 +198,7 @@ def _gate_section(
         document = Document("the command line", {})
         return check_document(document, Gate, [*overrides, *changes]), None
     changes = [f"gate.{name}={value}" for name, value in given.items()]
-    checked = load_config(Path(config), RunConfig, [*overrides, *changes])
+    checked = load_run(Path(config), [*overrides, *changes])
     if checked.gate is None:
         raise ConfigError(
             f"{config} has no section `gate:`. Add one with `candidate`, `baseline` and `margin`, "

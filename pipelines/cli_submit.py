@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli_app import Overrides, app, explain_errors, open_console
+from pipelines.cli_app import Overrides, app, explain_errors, load_run, open_console
 
 
 @app.command(
@@ -44,10 +44,8 @@ def submit(
 ) -> None:
     """Send a run to a Ray cluster as a job and follow its log; Ctrl-C leaves it running."""
     with explain_errors(debug):
-        from nan_merge.yaml_config import load_config
-        from pipelines.config import RunConfig
         from pipelines.submit import submit_run
 
-        checked = load_config(config, RunConfig, overrides or ())
+        checked = load_run(config, overrides)
         code = submit_run(checked, address, open_console(), storage=storage, seeds=seeds, wait=wait)
         raise typer.Exit(code)

@@ -65,10 +65,10 @@ def compare_command(
     require(["scipy", "statsmodels"])
     found = compare_runs(runs, baseline, AnswerReader(scorer, data, judge), resamples, seed)
     if flips is not None and flips not in found.benchmarks:
-        near = did_you_mean(flips, found.benchmarks)
+        near = did_you_mean(flips, found.benchmarks, ".")
         raise ConfigError(
             f"--flips {flips}: no such benchmark was compared, have "
-            f"{', '.join(found.benchmarks)}{near or '.'}"
+            f"{', '.join(found.benchmarks)}{near}"
         )
     if output is not None:
         write_comparison(found, output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -107,8 +108,10 @@ def flips_lines(flips: Sequence[Flip], comparison: Comparison, limit: int) -> li
         if len(found) > limit:
             lines.append(f"  ... and {len(found) - limit} more")
         lines.append(
-            f"  nan-merge predictions show '{comparison.places[model]}' --benchmark "
-            f"'{found[0].benchmark}' --sample '{found[0].sample_id}'"
+            "  nan-merge predictions show "
+            f"{shlex.quote(str(comparison.places[model]))} "
+            f"--benchmark {shlex.quote(found[0].benchmark)} "
+            f"--sample {shlex.quote(found[0].sample_id)}"
         )
     return lines or ["No sample flipped."]
 

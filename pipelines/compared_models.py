@@ -188,7 +188,7 @@ def _problem_score(found: Outcomes, name: str) -> Outcomes:
         have = f"have {', '.join(names)}" if names else "it has none that can be paired"
         raise DataError(
             f"{found.model} on {found.benchmark}: there is no score {name!r}, {have}"
-            f"{did_you_mean(name, names) or '.'}"
+            f"{did_you_mean(name, names, '.')}"
         )
     return found.by_problem[names.index(name)]
 
@@ -254,8 +254,7 @@ def pick(models: Sequence[KeptModel], name: str, place: str) -> KeptModel:
             return model
     names = [model.name for model in models]
     raise ConfigError(
-        f"{place} has no model {name!r}{did_you_mean(name, names) or '.'} It has "
-        f"{', '.join(names)}."
+        f"{place} has no model {name!r}{did_you_mean(name, names, '.')} It has {', '.join(names)}."
     )
 
 

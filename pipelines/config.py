@@ -307,6 +307,17 @@ class RunConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _learning_has_images(self) -> RunConfig:
+        if self.evaluate.is_language:
+            for entry in self.merges:
+                if entry.adamerging is not None:
+                    raise ValueError(
+                        f"{entry.name}: AdaMerging learns from images through zero-shot heads, so "
+                        "it is for image towers alone; leave `adamerging` out"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _experts_have_a_start(self) -> RunConfig:
         if self.experts is not None:
             evaluate = self.evaluate

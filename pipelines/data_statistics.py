@@ -178,10 +178,11 @@ def _sources(
         return {model.name: _texts_of(config, model.name) for model in models}
     names, tasks = [model.name for model in models], _image_tasks(config)
     if unknown := [name for name in names if name not in tasks]:
+        near = did_you_mean(unknown[0], tasks, ".")
         raise ConfigError(
             f"Statistics are gathered from the training images of the task that a model is called "
-            f"like, but {unknown[0]} is none of {', '.join(tasks)}{did_you_mean(unknown[0], tasks)}"
-            ". Give the model the `name` of its task, or `statistics: FOLDER`."
+            f"like, but {unknown[0]} is none of {', '.join(tasks)}{near} Give the model the `name` "
+            "of its task, or `statistics: FOLDER`."
         )
     paths = image_sets("train", names)
     return {name: _Source(load_image_set(path).digest(), path) for name, path in paths.items()}

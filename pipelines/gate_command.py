@@ -194,7 +194,7 @@ def _margins(gate: Gate, names: Sequence[str]) -> dict[str, float]:
         if name not in names:
             raise ConfigError(
                 f"gate.margins.{name}: nothing of this name is decided on, have "
-                f"{', '.join(names)}{did_you_mean(name, names) or '.'}"
+                f"{', '.join(names)}{did_you_mean(name, names, '.')}"
             )
     lacking = [name for name in names if name not in gate.margins]
     if gate.margin is None and lacking:

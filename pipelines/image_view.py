@@ -54,8 +54,7 @@ def show_image_predictions(
         found = [each for each in asked if not (wrong and each.is_correct)][:limit]
         num_shown += len(found)
         if asked:
-            title = f"{info.model}: {info.benchmark}, {len(found)} of {len(asked):,} samples"
-            console.rule(Text(title, style="bold"))
+            print_title(console, info.model, info.benchmark, len(found), len(asked))
             for each in found:
                 console.print(_line(each), soft_wrap=True)
     if not is_known:
@@ -63,6 +62,14 @@ def show_image_predictions(
         place = f" of {benchmark}" if benchmark is not None else ""
         raise ConfigError(f"{folder} holds no answer to {what}{place}.")
     return num_shown
+
+
+def print_title(
+    console: Console, model: str, benchmark: str, num_shown: int, num_asked: int
+) -> None:
+    """A rule across the console, above the samples of one record."""
+    title = f"{model}: {benchmark}, {num_shown:,} of {num_asked:,} samples"
+    console.rule(Text(title, style="bold"))
 
 
 def _line(prediction: Prediction) -> Text:

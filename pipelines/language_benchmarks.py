@@ -69,14 +69,12 @@ def find_profile(name: str, profile: str | None) -> Profile:
     known = [each for benchmark, each in PROFILES if benchmark == name]
     if not known:
         names = language_benchmark_names()
-        near = did_you_mean(name, names) or "."
+        near = did_you_mean(name, names, ".")
         raise ConfigError(f"No benchmark is called {name!r}, have {', '.join(names)}{near}")
     found = PROFILES.get((name, profile or known[0]))
     if found is None:
-        near = did_you_mean(profile or "", known)
-        raise ConfigError(
-            f"{name} has no profile {profile!r}, have {', '.join(known)}{near or '.'}"
-        )
+        near = did_you_mean(profile or "", known, ".")
+        raise ConfigError(f"{name} has no profile {profile!r}, have {', '.join(known)}{near}")
     return found
 
 
@@ -181,8 +179,8 @@ def _asked(profile: Profile, samples: Sequence[Sample], spec: BenchmarkSpec) -> 
     unknown = [name for name in spec.subsets if name not in profile.subsets]
     if unknown:
         raise ConfigError(
-            f"{profile.benchmark} has no subset {unknown[0]!r}"
-            f"{did_you_mean(unknown[0], profile.subsets)}; have {', '.join(profile.subsets)}."
+            f"{profile.benchmark} has no subset {unknown[0]!r}, have "
+            f"{', '.join(profile.subsets)}{did_you_mean(unknown[0], profile.subsets, '.')}"
         )
     counts: dict[str, int] = {}
     asked: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -100,7 +101,7 @@ def evaluate_command(
     _print(scored, name, console)
     console.print(
         f"\nScores       {folder / SCORES_NAME}\nPredictions  {candidate.predictions}   "
-        f"(nan-merge predictions show {folder})",
+        f"(nan-merge predictions show {shlex.quote(str(folder))})",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
     return scored

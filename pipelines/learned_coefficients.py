@@ -18,7 +18,6 @@ from evaluators.training.adamerging import AdamergingRecipe, learn_coefficients
 from evaluators.training.batches import TrainingProgress
 from nan_merge.coefficient_reading import measure_coefficients
 from nan_merge.coefficient_table import CoefficientTable
-from nan_merge.errors import ConfigError
 from nan_merge.fingerprint import digest_text, fingerprint
 from nan_merge.methods.task_arithmetic import TaskArithmeticOptions
 from nan_merge.methods.ties import TiesOptions
@@ -84,17 +83,12 @@ def learn_for_merges(
         image_sets: ("test" or "train", tasks) -> where each one's images lie.
 
     Raises:
-        ConfigError: If the models are no image towers.
         NanMergeError: If something cannot be read, or learning diverges.
     """
     wanted = [entry for entry in config.merges if entry.adamerging is not None]
     if not wanted:
         return {}
-    if models.clip is None:
-        raise ConfigError(
-            f"{wanted[0].name}: AdaMerging learns from images through zero-shot heads, so it is "
-            "for image towers alone. Leave `adamerging` out."
-        )
+    assert models.clip is not None, "the run file is refused where models are no image towers"
     found = [_learning(config, models, entry, workers, image_sets) for entry in wanted]
     tasks: list[Task] = []
     missing = [each for each in found if not each.output.is_file()]

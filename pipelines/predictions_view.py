@@ -17,6 +17,7 @@ from evaluators.rendering import Prompt, load_tokenizer, prompt_text, wording_of
 from evaluators.samples import Sample
 from nan_merge.errors import ConfigError, NanMergeError
 from pipelines.flips import Flips
+from pipelines.image_view import print_title
 from pipelines.judging import judged_benchmark, judges_of, pick_judge, said_by
 from pipelines.language_benchmarks import OpenBenchmark
 from pipelines.language_records import Record, find_extractions, find_records
@@ -110,9 +111,7 @@ def _show_record(
     console: Console,
     said: Mapping[str, str],
 ) -> None:
-    info = record.info
-    title = f"{info.model}: {benchmark.name}, {len(chosen)} of {num_outcomes:,} samples"
-    console.rule(Text(title, style="bold"))
+    print_title(console, record.info.model, benchmark.name, len(chosen), num_outcomes)
     for outcome in chosen:
         text = Text()
         verdict = "right" if outcome.is_correct else "wrong"

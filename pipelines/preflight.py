@@ -170,8 +170,8 @@ def _check_backbone(backbone: str) -> None:
     known: list[str] = import_open_clip().list_models()
     if backbone not in known:
         own = sorted(file.stem for file in CONFIG_FOLDER.glob("*.json"))
-        near = did_you_mean(backbone, [*own, *known])
+        near = did_you_mean(backbone, [*own, *known], ".")
         raise ConfigError(
             f"experts.backbone: {backbone!r} is neither a model of this package "
-            f"({', '.join(own)}) nor one that open_clip knows{near or '.'}"
+            f"({', '.join(own)}) nor one that open_clip knows{near}"
         )

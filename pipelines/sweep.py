@@ -47,7 +47,7 @@ from pipelines.sweep_records import (
     wave_size,
     write_record,
 )
-from pipelines.sweep_search import Search, open_search
+from pipelines.sweep_search import Search, fewer_than_asked, open_search
 from pipelines.workers import Workers
 
 Merge = tuple[str, MergeRecipe, Path]  # name, recipe, checkpoint folder
@@ -166,6 +166,8 @@ def _search(state: _State, search: Search) -> None:
     fixed = merges_of(state.config, state.models)
     try:
         batch = next(search)
+        if fewer := fewer_than_asked(state.sweep, len(batch)):
+            state.progress.say(f"note: {fewer}")
         while True:
             for point in batch:
                 state.points.setdefault(point.name, point)

@@ -78,7 +78,7 @@ class PointMaker:
         for unknown in [name for name in entry.models or () if name not in names]:
             raise ConfigError(
                 f"{entry.name}: models: there is no model {unknown!r}, have {', '.join(names)}"
-                f"{did_you_mean(unknown, names)}"
+                f"{did_you_mean(unknown, names, '.')}"
             )
         if entry.adamerging is not None:
             raise ConfigError(
@@ -136,8 +136,9 @@ def checked_points(
         shown = [*problems[:MAX_LISTED]]
         if more := len(problems) - len(shown):
             shown.append(f"... and {more:,} more")
+        are = "is none" if len(problems) == 1 else "are none"
         raise ConfigError(
-            f"{len(problems):,} of the sweep's merges are none that a recipe may have:\n"
+            f"{len(problems):,} of the sweep's merges {are} that a recipe may have:\n"
             + "\n".join(shown)
             + "\nChange `vary`, put them into an entry of their own, or leave them out with "
             "`sweep.skip_invalid: true`."

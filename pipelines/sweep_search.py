@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nan_merge.errors import ConfigError
 from pipelines.extras import require
-from pipelines.sweep_config import Range
+from pipelines.sweep_config import Range, Sweep
 from pipelines.sweep_points import Point, PointMaker, checked_points, grid_points
 
 if TYPE_CHECKING:
@@ -57,7 +57,20 @@ def listed(config: RunConfig) -> list[str]:
     if sweep.search.name == "optuna":
         return [f"{sweep.search.points:,} merges, proposed one batch after the other by Optuna."]
     names = [point.name for point in next(search)]
-    return [*names, f"{len(names):,} merge{'s' * (len(names) != 1)}"]
+    fewer = fewer_than_asked(sweep, len(names))
+    return [*names, f"{len(names):,} merge{'s' * (len(names) != 1)}", *([fewer] if fewer else [])]
+
+
+def fewer_than_asked(sweep: Sweep, found: int) -> str:
+    """What to say where random draws found fewer merges than were asked for, or ""."""
+    wanted = sweep.search.points or 0
+    if sweep.search.name != "random" or found >= wanted:
+        return ""
+    draws = wanted * DRAWS_PER_POINT
+    return (
+        f"sweep.search.points asks for {wanted:,} merges, but {draws:,} draws found no more than "
+        f"{found:,} that differ and that a recipe may have."
+    )
 
 
 def _places(maker: PointMaker) -> range:
@@ -79,7 +92,7 @@ def _all_at_once(points: list[Point]) -> Search:
 def random_points(maker: PointMaker, seed: int) -> list[Point]:
     """Different points, drawn evenly over the entries and then over each key's values.
 
-    Fewer than asked for where the sweep has no more.
+    Fewer than asked for where the sweep has no more; `fewer_than_asked` tells it.
 
     Raises:
         ConfigError: If none can be drawn.

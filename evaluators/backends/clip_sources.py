@@ -107,8 +107,8 @@ def known_config(backbone: str) -> dict[str, Any]:
     open_clip = import_open_clip()
     config = open_clip.get_model_config(backbone)
     if config is None:
-        near = did_you_mean(backbone, open_clip.list_models())
-        raise ConfigError(f"open_clip has no model {backbone!r}{near or '.'}")
+        near = did_you_mean(backbone, open_clip.list_models(), ".")
+        raise ConfigError(f"open_clip has no model {backbone!r}{near}")
     return config
 
 
@@ -208,8 +208,8 @@ def pretrained_repository(clip: str, backbone: str | None = None) -> str | None:
     weights = open_clip.get_pretrained_cfg(model, tag)
     if not weights:
         known = open_clip.list_pretrained_tags_by_model(model)
-        near = did_you_mean(tag, known)
-        raise ConfigError(f"{clip}: open_clip has no weights {tag!r} of {model}{near or '.'}")
+        near = did_you_mean(tag, known, ".")
+        raise ConfigError(f"{clip}: open_clip has no weights {tag!r} of {model}{near}")
     if bool(weights.get("quick_gelu")) != bool(config.get("quick_gelu")):
         other = f"{model}-quickgelu" if weights.get("quick_gelu") else model
         raise ConfigError(

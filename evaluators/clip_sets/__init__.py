@@ -78,10 +78,8 @@ def find_clip_set(name: str) -> ClipSet:
         ConfigError: If there is none.
     """
     if name not in CLIP_SETS:
-        near = did_you_mean(name, CLIP_SETS)
-        raise ConfigError(
-            f"No image set is called {name!r}, have {', '.join(CLIP_SETS)}{near or '.'}"
-        )
+        near = did_you_mean(name, CLIP_SETS, ".")
+        raise ConfigError(f"No image set is called {name!r}, have {', '.join(CLIP_SETS)}{near}")
     return CLIP_SETS[name]
 
 

@@ -7,6 +7,7 @@ run.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pipelines.progress import RunProgress
 from pipelines.workers import Workers
 from tests.benchmark_folders import write_gsm8k
 from tests.faults import dying_engine
+from tests.kept_ray import KeptRay
 from tests.language_checkpoints import make_tiny_llama
 
 pytest.importorskip("transformers", reason="transformers is not installed")
@@ -64,7 +66,7 @@ class Run:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     monkeypatch.setenv("NAN_MERGE_CACHE", str(tmp_path / "hashes"))
     monkeypatch.setenv(dying_engine.TRAPS, str(tmp_path / "traps"))
     monkeypatch.setattr(language_evaluate, "open_language_model", dying_engine.open_logged)
@@ -77,7 +79,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     (tmp_path / "traps").mkdir()
     make_tiny_llama(tmp_path / "model")
     write_gsm8k(tmp_path / "data" / "gsm8k", 6)
-    return Run(tmp_path, TRANSFORMERS)
+    kept = KeptRay(num_cpus=1)
+    monkeypatch.setattr("cluster.session.ray_session", kept.ray_session)
+    yield Run(tmp_path, TRANSFORMERS)
+    kept.close()
 
 
 def test_an_engine_that_dies_is_replaced_and_the_answers_before_are_kept(run: Run):

@@ -23,7 +23,8 @@ recipe = MergeRecipe.model_validate({
     "coefficients": {"source": "nan", "target": "task_vector"}, "shard_bytes": 4_000_000,
 })
 print("ready", flush=True)
-merge_checkpoint(recipe, Path(sys.argv[1]), workers=2)
+if sys.stdin.readline():
+    merge_checkpoint(recipe, Path(sys.argv[1]), workers=2)
 """
 
 
@@ -42,21 +43,27 @@ def models(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, output: str) -> subprocess.Popen[str]:
+def prepare(folder: Path, output: str) -> subprocess.Popen[str]:
+    """A process that has a merge to make, and waits for the word to begin."""
     environment = os.environ | {
         "NAN_MERGE_CACHE": str(folder / "cache"),
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, output],
         cwd=folder,
         env=environment,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None
+
+
+def begin(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None and process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    return process
+    process.stdin.write("go\n")
+    process.stdin.flush()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -77,15 +84,20 @@ def processes_in(folder: Path) -> list[int]:
 
 @pytest.mark.timeout(280)
 def test_killed_at_twenty_moments_it_has_the_bytes_of_an_undisturbed_merge(models: Path):
-    process = start(models, "undisturbed")
+    process = prepare(models, "undisturbed")
+    begin(process)
     started = time.monotonic()
     assert process.wait(timeout=100) == 0
     seconds = time.monotonic() - started
     expected = contents(models / "undisturbed")
     moments = random.Random(0)
     num_unfinished = 0
+    following = prepare(models, "killed")
     for attempt in range(20):
-        process = start(models, "killed")
+        process = following
+        begin(process)
+        if attempt < 19:  # imports while this one merges
+            following = prepare(models, "killed")
         time.sleep(moments.uniform(0, seconds / 3))
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -96,6 +108,8 @@ def test_killed_at_twenty_moments_it_has_the_bytes_of_an_undisturbed_merge(model
     time.sleep(1)
     assert processes_in(models) == []
     assert num_unfinished >= 5
-    assert start(models, "killed").wait(timeout=100) == 0
+    process = prepare(models, "killed")
+    begin(process)
+    assert process.wait(timeout=100) == 0
     assert contents(models / "killed") == expected
     assert not list(models.glob(".*"))

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from pipelines.results import MergeSummary, ResultRow, RunResults
+from tests.kept_ray import KeptRay
+
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # before Ray is imported: loopback only
 
 TASKS = ("digits", "mnist", "street", "letters", "style", "texture", "photo")
 PRETRAINED = (0.918, 0.868, 0.762, 0.576, 0.530, 0.640, 0.386)
@@ -95,6 +102,32 @@ def _merge(name: str, method: str, coefficients: str) -> MergeSummary:
         scale=scale,
         folder="checkpoints/merge",
     )
+
+
+@pytest.fixture(scope="package")
+def kept_ray() -> Iterator[KeptRay]:
+    """Closed after the last test of this folder."""
+    kept = KeptRay()
+    yield kept
+    kept.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_ray(kept_ray: KeptRay) -> Iterator[None]:
+    """Runs in this process share one Ray; a file that needs its own overrides this.
+
+    That a session ends with its run is shown in tests/cluster, and by the runs of test_bad_input
+    and of tests/configs, which have a process and a Ray of their own.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cluster.session.ray_session", kept_ray.ray_session)
+        yield
+
+
+@pytest.fixture(scope="package")
+def miniature_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of runs that train the same small towers: the first of them does, whichever."""
+    return tmp_path_factory.mktemp("miniature-cache")
 
 
 @pytest.fixture

@@ -274,6 +274,27 @@ def test_wrong_usage_is_exit_code_2():
     assert invoke("run").exit_code == 2
 
 
+@pytest.mark.parametrize("section", ["", "sweep: {merges: [{method: ties}]}\n"])
+def test_a_run_file_in_a_recipes_place_names_the_command_that_takes_it(folder, section):
+    (folder / "a run.yaml").write_text(RUN + section)
+    command = "sweep" if section else "run"
+    for arguments in (["merge", "a run.yaml", "out"], ["plan", "a run.yaml"]):
+        result = invoke(*arguments)
+        assert result.exit_code == 2
+        assert "a run.yaml is a run file" in result.stderr
+        assert f"`nan-merge {command} 'a run.yaml'`" in result.stderr
+
+
+@pytest.mark.parametrize("text", [RECIPE, "merge_method: ties\nmodels: [{model: ./m1}]\n"])
+def test_a_recipe_in_a_run_files_place_names_the_command_that_takes_it(folder, text):
+    (folder / "recipe.yaml").write_text(text)
+    for arguments in (["run"], ["sweep"], ["submit", "--address", "http://head:1"], ["gate"]):
+        result = invoke(*arguments, "recipe.yaml")
+        assert result.exit_code == 2
+        assert "recipe.yaml is a recipe with one merge" in result.stderr
+        assert "`nan-merge merge recipe.yaml OUT`" in result.stderr
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys, pipelines.cli as cli\n"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from io import StringIO
 from pathlib import Path
 
@@ -94,7 +95,19 @@ def test_the_tables_name_what_they_show(run: Path):
     text = out.getvalue()
     assert "Compared with TA" in text and "+12.50" in text and "*+25.0" in text
     assert "TIES: 10 won, 0 lost" in text and "... and 9 more" in text
-    assert f"nan-merge predictions show '{run}' --benchmark 'a' --sample 'a/00002'" in text
+    assert f"nan-merge predictions show {run} --benchmark a --sample a/00002" in text
+
+
+def test_the_command_that_shows_a_flip_can_be_pasted(tmp_path: Path):
+    run = write_image_run(
+        tmp_path / "Ann's runs" / "$1",
+        {"TA": {"a": "0"}, "TIES": {"a": "1"}},
+    )
+    out = StringIO()
+    compare_command([run], Console(file=out, width=110), flips="a", resamples=100)
+    (line,) = (each for each in out.getvalue().splitlines() if "predictions show" in each)
+    shown = ["nan-merge", "predictions", "show", str(run), "--benchmark", "a", "--sample"]
+    assert shlex.split(line) == [*shown, "a/00000"]
 
 
 def test_files_and_json_hold_everything(run: Path, tmp_path: Path):

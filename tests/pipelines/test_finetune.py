@@ -288,7 +288,7 @@ def test_what_is_no_set_of_ones_own(made, tmp_path, own, message):
 @pytest.mark.timeout(300)
 def test_killed_and_started_again_it_gives_the_bytes_of_an_undisturbed_one(made, tmp_path):
     """The whole process gets SIGKILL; what Ray ran ends with it."""
-    finetuning = {**TUNE, "steps": 40, "batch_size": 96}
+    finetuning = {**TUNE, "steps": 16, "batch_size": 96}
     content = content_of(made, tmp_path, evaluate={"benchmarks": ["digits", "texture"]})
     content["experts"] = {
         "tasks": ["digits", "texture"], "finetune": finetuning, "save_seconds": 0,

@@ -202,7 +202,14 @@ def test_broken_data_names_the_file_and_the_line(work, workers):
     [
         ({"name": "mmul"}, r"No benchmark is called 'mmul'.*did you mean 'mmlu'"),
         ({"name": "mmlu", "profile": "oc-pl"}, r"mmlu has no profile 'oc-pl'.*did you mean"),
-        ({"name": "mmlu", "subsets": ["anatomi"]}, r"no subset 'anatomi'; did you mean 'anatomy'"),
+        (
+            {"name": "mmlu", "subsets": ["anatomi"]},
+            r"no subset 'anatomi', have .*; did you mean 'anatomy'\?$",
+        ),
+        (
+            {"name": "mmlu", "subsets": ["zz"]},
+            r"no subset 'zz', have .*virology, world_religions\.$",
+        ),
     ],
 )
 def test_unknown_names_are_told_with_what_is_near(work, workers, spec, message):

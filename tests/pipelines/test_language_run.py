@@ -211,6 +211,15 @@ def test_mistakes_are_found_when_the_file_is_read(tmp_path, change, message):
         load(tmp_path, content)
 
 
+def test_coefficients_that_are_learned_from_images_are_refused_for_language_models(tmp_path):
+    content = run_file(tmp_path)
+    content["merges"][0]["adamerging"] = {"steps": 1}
+    with pytest.raises(
+        ConfigError, match=r"TA: AdaMerging learns from images .* leave `adamerging`"
+    ):
+        load(tmp_path, content)
+
+
 def test_a_profile_named_twice_is_refused_before_anything_runs(tmp_path):
     from pipelines.preflight import check_run
 

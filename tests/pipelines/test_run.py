@@ -22,7 +22,6 @@ from pipelines.run_folder import folder_names, refuse_other_run, sole_writer
 from pipelines.status import read_status
 from pipelines.tracking import how_to_look
 
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 TASKS = ("digits", "texture")
 MERGES = (
     {"name": "Average", "method": "average"},
@@ -58,8 +57,9 @@ def run(config: RunConfig, **options: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def first_run(tmp_path_factory: pytest.TempPathFactory, miniature_cache: Path) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("story")
+    (folder / "cache").symlink_to(miniature_cache)
     os.environ["NAN_MERGE_CACHE"] = str(folder / "hashes")
     return folder, run(miniature(folder))
 
@@ -156,6 +156,23 @@ def test_a_second_run_computes_nothing_and_says_the_same(
     assert (folder / "run" / "results.json").read_bytes() == before
 
 
+def test_the_run_file_is_kept_as_it_was_run(first_run: tuple[Path, str]):
+    folder, output = first_run
+    kept = yaml.safe_load((folder / "run" / "config.yaml").read_text())
+    assert RunConfig.model_validate(kept) == miniature(folder)
+    assert read_results(folder / "run").config_yaml == (folder / "run" / "config.yaml").read_text()
+    assert "note: TA + NAN: The coefficients lie within 1 % of each other" in output
+
+
+def test_damaged_norms_are_taken_anew(first_run: tuple[Path, str]):
+    folder, _ = first_run
+    path = folder / "run" / "norms.json"
+    whole = path.read_text()
+    path.write_text(whole[: len(whole) // 2])
+    run(miniature(folder))
+    assert path.read_text() == whole
+
+
 def test_a_changed_merge_is_made_anew_and_nothing_else(first_run: tuple[Path, str]):
     folder, _ = first_run
     checkpoints = folder / "run" / "checkpoints"
@@ -172,7 +189,9 @@ def test_a_changed_merge_is_made_anew_and_nothing_else(first_run: tuple[Path, st
     assert {name for name in after if after[name] != before[name]} == {"ta"}
 
 
-def test_ones_own_models_take_the_same_way(first_run: tuple[Path, str]):
+def test_ones_own_models_take_the_same_way_under_names_of_their_own(
+    first_run: tuple[Path, str],
+):
     folder, _ = first_run
     (experts,) = (folder / "cache").glob("experts-*")
     config = miniature(
@@ -181,41 +200,19 @@ def test_ones_own_models_take_the_same_way(first_run: tuple[Path, str]):
         experts=None,
         base=str(experts / "clip" / "image_tower"),
         clip=str(experts / "clip"),
-        models=[str(experts / task) for task in TASKS],
-        track={"mlflow": False},
-    )
-    run(config)
-    trained, own = read_results(folder / "run"), read_results(folder / "own")
-    for merge in ("Average", "TA + NAN"):
-        assert own.average(merge) == trained.average(merge)
-    assert not (folder / "own" / "mlflow.db").exists()
-
-
-def test_the_run_file_is_kept_as_it_was_run(first_run: tuple[Path, str]):
-    folder, output = first_run
-    kept = yaml.safe_load((folder / "run" / "config.yaml").read_text())
-    assert RunConfig.model_validate(kept) == miniature(folder, merges=kept["merges"])
-    assert read_results(folder / "run").config_yaml == (folder / "run" / "config.yaml").read_text()
-    assert "note: TA + NAN: The coefficients lie within 1 % of each other" in output
-
-
-def test_models_of_other_names_have_no_row_and_a_note(first_run: tuple[Path, str]):
-    folder, _ = first_run
-    (experts,) = (folder / "cache").glob("experts-*")
-    config = miniature(
-        folder,
-        run_folder=folder / "named",
-        experts=None,
-        base=str(experts / "clip" / "image_tower"),
-        clip=str(experts / "clip"),
         models=[{"path": str(experts / task), "name": f"模型-{task}"} for task in TASKS],
-        merges=({"name": "平均", "method": "average"},),
+        merges=({**MERGES[0], "name": "平均"}, MERGES[2]),
         track={"mlflow": False},
     )
     output = run(config)
+    trained, own = read_results(folder / "run"), read_results(folder / "own")
+    assert own.average("平均") == trained.average("Average")
+    assert own.average("TA + NAN") == trained.average("TA + NAN")
+    assert not (folder / "own" / "mlflow.db").exists()
     assert "note: there is no row Individual, because" in output
-    assert (folder / "named" / "checkpoints" / "平均").is_dir()
-    assert (folder / "named" / "predictions" / "模型-digits").is_dir()
+    assert own.models() == ["Pretrained", "平均", "TA + NAN"]
+    assert (folder / "own" / "checkpoints" / "平均").is_dir()
+    assert (folder / "own" / "predictions" / "模型-digits").is_dir()
 
 
 def test_a_path_from_home_is_resolved_for_the_evaluation(
@@ -235,15 +232,6 @@ def test_a_path_from_home_is_resolved_for_the_evaluation(
     models = RunModels(config.base, config.models, folder, {})
     found = [candidate.folder for candidate in list_candidates(config, models, [])]
     assert found == [experts / "clip" / "image_tower", experts / "digits"]
-
-
-def test_damaged_norms_are_taken_anew(first_run: tuple[Path, str]):
-    folder, _ = first_run
-    path = folder / "run" / "norms.json"
-    whole = path.read_text()
-    path.write_text(whole[: len(whole) // 2])
-    run(miniature(folder))
-    assert path.read_text() == whole
 
 
 def test_another_seed_does_not_write_over_a_run(first_run: tuple[Path, str]):

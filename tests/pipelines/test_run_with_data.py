@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 from pydantic import ValidationError
@@ -53,8 +54,11 @@ def config_of(folder: Path) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory) -> tuple[Path, str]:
+def first(tmp_path_factory, miniature_cache: Path) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("with-data")
+    # What other runs may have prepared and pretrained, but none of their fine-tunes.
+    for there in (*miniature_cache.glob("data"), *miniature_cache.glob("experts-*/clip")):
+        copytree(there, folder / "cache" / there.relative_to(miniature_cache))
     return folder, run(config_of(folder))
 
 

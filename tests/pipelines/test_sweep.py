@@ -17,7 +17,6 @@ from pipelines.run import run_config
 from pipelines.split import dev_part
 from pipelines.sweep_table import shown_results, sweep_sheet
 
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 TASKS = ("digits", "texture")
 LAMBDAS = (0.2, 0.6, 1.0)
 TA = {
@@ -57,8 +56,9 @@ def run(config: RunConfig) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, miniature_cache: Path) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
+    (folder / "cache").symlink_to(miniature_cache)
     os.environ["NAN_MERGE_CACHE"] = str(folder / "hashes")
     return folder
 

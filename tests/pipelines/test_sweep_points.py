@@ -139,6 +139,8 @@ def test_combinations_that_no_recipe_may_have_are_all_listed():
     assert first == "5 of the sweep's merges are none that a recipe may have:"
     assert lines[0].startswith("ties, source=uniform, target=weights, density=1.5: method.density:")
     assert "skip_invalid: true" in last
+    with pytest.raises(ConfigError, match=r"^1 of the sweep's merges is none that a recipe"):
+        grid_points(maker_of({"method": "ties", "vary": {"method.density": [0.5, 1.5]}}))
     names = names_of(merge, skip_invalid=True)
     assert names == [
         "ties, source=uniform, target=weights, density=0.5",
@@ -183,6 +185,13 @@ def test_random_draws_from_a_small_grid_end():
     merge = {**TA, "vary": {"coefficients.lambda": [0.1, 0.2, 0.3]}}
     points = random_points(maker_of(merge, search={"name": "random", "points": 50}), 0)
     assert sorted(point.values["coefficients.lambda"] for point in points) == [0.1, 0.2, 0.3]
+    *names, count, fewer = listed(config_of(merge, search={"name": "random", "points": 50}))
+    assert (len(names), count) == (3, "3 merges")
+    assert fewer == (
+        "sweep.search.points asks for 50 merges, but 5,000 draws found no more than 3 that differ "
+        "and that a recipe may have."
+    )
+    assert listed(config_of(merge, search={"name": "random", "points": 3}))[-1] == "3 merges"
 
 
 def test_the_list_names_every_merge():

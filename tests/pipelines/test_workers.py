@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from io import StringIO
@@ -11,8 +10,6 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # before Ray is imported: loopback only
 
 import pipelines.progress
 from cluster.actors import ModelJob, _Pool
@@ -23,8 +20,15 @@ from pipelines.events import EVENTS_NAME, EventLog, read_events
 from pipelines.progress import RunProgress
 from pipelines.status import read_status
 from pipelines.workers import Workers
+from tests.kept_ray import KeptRay
 
 STALL_SECONDS = 6.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_ray(kept_ray: KeptRay) -> None:
+    """Nothing is shared here: each test starts its own."""
+    kept_ray.close()
 
 
 @pytest.fixture
