@@ -204,7 +204,7 @@ def test_fine_tunes_have_learned_something(twin):
         losses = []
         for exercise in make_exercises(kind, 4, seed=12345):
             ids, labels = encode_exercise(tokenizer, exercise, 256)
-            losses.append(float(model(input_ids=ids[None], labels=labels[None]).loss))
+            losses.append(model(input_ids=ids[None], labels=labels[None]).loss.item())
         return sum(losses) / len(losses)
 
     for name, folder in twin.fine_tunes.items():
