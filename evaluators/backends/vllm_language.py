@@ -141,6 +141,7 @@ class VllmLanguageModel:
         self._engine: Any = engine
         self._tokenizer, self._end_ids = tokenizer, list(end_ids)
         self._workplace, self._processes = workplace, processes
+        self._shared = _shared_memory(processes)  # of one that is killed later it cannot be read
         self._processor = processor
 
     def generate(self, prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[Completion]:
@@ -266,7 +267,7 @@ class VllmLanguageModel:
         """End the engine: no process, port or shared memory is left."""
         if self._engine is None:
             return
-        shared = _shared_memory(self._processes)
+        shared = self._shared | _shared_memory(self._processes)
         with suppress(Exception):  # an engine that ended by itself
             self._engine.llm_engine.engine_core.shutdown(timeout=_END_SECONDS)
         self._engine = None
