@@ -71,7 +71,8 @@ def test_a_copy_has_the_tower_that_its_model_has_itself(made, tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.slow  # five models are loaded and asked
+@pytest.mark.slow  # five models are loaded and asked: two minutes
+@pytest.mark.timeout(900)
 def test_a_run_over_originals_alone_finishes(made, tmp_path):
     from evaluators.training.drawn_questions import write_drawn_benchmarks
 
