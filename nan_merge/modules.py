@@ -138,7 +138,7 @@ def take_modules(
         if name in source.tensors and not _is_stray_buffer(name, source, reference):
             label = "base" if source is base else source.name
             taken[name] = TakenTensor(module, label, source.tensors[name])
-    buffers = filter(_is_buffer, names) if without_buffers else ()
+    buffers = filter(is_buffer, names) if without_buffers else ()
     return Taken(taken, kept, tuple(places), frozenset(buffers))
 
 
@@ -161,6 +161,17 @@ def lacking_modules(model: Checkpoint, reference: Checkpoint) -> tuple[str, ...]
         {module_of(name, family) for name in each.tensors} for each in (reference, model)
     )
     return tuple(module for module in MODULES if module in wanted and module not in found)
+
+
+def names_of_part(part: str, names: Iterable[str], whole: Checkpoint) -> list[str]:
+    """Those of some tensors that a part of a recipe takes, in a model of the family of `whole`."""
+    family = family_of_checkpoint(whole)
+    return [name for name in names if _part_of(name, [part], family) is not None]
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor is one that old checkpoints hold and models make themselves."""
+    return any(fnmatchcase(name, pattern) for pattern in _BUFFERS)
 
 
 def explain_lacking(model: Checkpoint, modules: Sequence[str], owner: str | None = None) -> str:
@@ -218,10 +229,6 @@ def _open_place(module: str, path: str) -> Checkpoint:
     names = tower_names(list(checkpoint.tensors))
     tensors = {names[name]: tensor for name, tensor in checkpoint.tensors.items()}
     return replace(checkpoint, tensors=tensors)
-
-
-def _is_buffer(name: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in _BUFFERS)
 
 
 def _is_stray_buffer(name: str, source: Checkpoint, reference: Checkpoint) -> bool:

@@ -7,7 +7,7 @@ or a list of numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, get_args
 
@@ -80,6 +80,21 @@ class ModelReference(StrictModel):
         return weight
 
 
+def refuse_words(names: Iterable[str]) -> None:
+    """Refuse names of models that recipes have another meaning for.
+
+    Raises:
+        ValueError: Names the first.
+    """
+    meanings = {BASE: "the base model", MERGED: "that a part is merged"}
+    for name in names:
+        if name in meanings:
+            raise ValueError(
+                f"a model is called `{name}`, which under `modules` means {meanings[name]}; "
+                "give it another `name`"
+            )
+
+
 class ModulePlace(StrictModel):
     """A module's tensors that lie in a model which is not merged."""
 
@@ -96,7 +111,8 @@ class ConfigPlace(StrictModel):
 
 ModuleSource = str | ModulePlace
 ConfigSource = str | ConfigPlace
-MERGED = "merge"
+BASE, MERGED = "base", "merge"
+"""Words of `modules`; beside it, and in a run, no model may be called so."""
 
 # Fields of `CoefficientSpec` that say how norms become shares.
 NORM_KNOBS = ("target", "scope", "include", "exclude", "power", "zero_norm")
@@ -248,6 +264,7 @@ class MergeRecipe(StrictModel):
     def _fits_together(self) -> MergeRecipe:
         problems: list[str] = []
         for check in (
+            self._names_are_no_words,
             self._values_are_one_each,
             self._options_fit_the_models,
             self._method_takes_these_models,
@@ -270,6 +287,13 @@ class MergeRecipe(StrictModel):
                 del content[key]
         # The one field whose `null` is not what its absence means.
         return content if self.tokenizer is not None else {**content, "tokenizer": None}
+
+    def _names_are_no_words(self) -> None:
+        names = [model.name for model in self.models]
+        if self.base is None and names[0] == BASE:
+            names = names[1:]  # without a base the word means the first model, which this is
+        if self.modules:  # elsewhere no name is taken for a word, and mergekit's files have such
+            refuse_words(names)
 
     def _values_are_one_each(self) -> None:
         values, num_models = self.coefficients.values, len(self.models)

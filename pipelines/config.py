@@ -24,6 +24,7 @@ from nan_merge.recipe import (
     ModelReference,
     ModuleSource,
     OutputDtype,
+    refuse_words,
 )
 from nan_merge.schema import StrictModel
 from pipelines.cluster_config import Cluster
@@ -335,6 +336,7 @@ class RunConfig(StrictModel):
             raise ValueError(
                 f"two models are both called {', '.join(twice)}; give one of them a `name`"
             )
+        refuse_words(models)
         multitask = self.experts is not None and self.experts.multitask is not None
         for name in (PRETRAINED, INDIVIDUAL, *([MULTITASK] if multitask else [])):
             if name in (*merges, *models):

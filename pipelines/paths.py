@@ -39,9 +39,11 @@ def placed_at(config: RunConfig, at: PurePosixPath) -> RunConfig:
     if any(table_of(entry) or places_of(entry) for entry in config.merges):
         entries = (_with_placed_table(entry, at) for entry in config.merges)
         changes["merges"] = tuple(_with_placed_places(entry, at) for entry in entries)
-    if config.sweep is not None and any(map(table_of, config.sweep.merges)):
-        entries = tuple(_with_placed_table(entry, at) for entry in config.sweep.merges)
-        changes["sweep"] = config.sweep.model_copy(update={"merges": entries})
+    sweep = config.sweep
+    if sweep is not None and any(table_of(each) or places_of(each) for each in sweep.merges):
+        swept = (_with_placed_table(entry, at) for entry in sweep.merges)
+        placed_merges = tuple(_with_placed_places(entry, at) for entry in swept)
+        changes["sweep"] = sweep.model_copy(update={"merges": placed_merges})
     return config.model_copy(update=changes)
 
 
@@ -50,7 +52,7 @@ def table_of(entry: MergeEntry | SweepMerge) -> str | None:
     return entry.coefficients.table if entry.coefficients is not None else None
 
 
-def places_of(entry: MergeEntry) -> dict[str, str]:
+def places_of(entry: MergeEntry | SweepMerge) -> dict[str, str]:
     """Key of a merge -> the model that it names there and that is not merged."""
     places = {
         f"modules.{module}": source.path
@@ -60,7 +62,7 @@ def places_of(entry: MergeEntry) -> dict[str, str]:
     return places | ({"config": entry.config.path} if isinstance(entry.config, ConfigPlace) else {})
 
 
-def _with_placed_places(entry: MergeEntry, at: PurePosixPath) -> MergeEntry:
+def _with_placed_places(entry: Entry, at: PurePosixPath) -> Entry:
     modules = {
         module: ModulePlace(path=placed(source.path, at))
         if isinstance(source, ModulePlace)

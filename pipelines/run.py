@@ -26,7 +26,7 @@ from pipelines.data_statistics import gather_statistics, with_statistics
 from pipelines.evaluate import Candidate
 from pipelines.events import EVENTS_NAME, EventLog
 from pipelines.experts import train_experts
-from pipelines.hub_layout import in_hub_layout
+from pipelines.hub_layout import in_hub_layout, loss_notes, losses_of_copies
 from pipelines.image_data import prepare_image_sets
 from pipelines.image_towers import prepare_towers
 from pipelines.interrupt import noticing_interrupts
@@ -130,9 +130,12 @@ def _run_once(
     folder = config.folder
     with open_workers(config, progress, checks) as workers:
         models = prepare_models(config, workers)
-        merges = merge_all(config, models, workers)
-        norms = norms_of(folder, models, workers, like=merges)
-        candidates = list_candidates(config, models, merges, earlier)
+        merges = merges_of(config, models)
+        recipes = [recipe for _, recipe, _ in merges]
+        losses = losses_of_copies(models.base, models.models, recipes)
+        make_merges(merges, workers)
+        norms = norms_of(folder, models, workers, like=recipes)
+        candidates = list_candidates(config, models, merges, earlier, like=recipes)
         scored = open_scoring(config, models, workers).collect(merges, candidates, everything)
     summaries = [
         merge_summary(name, recipe, read_manifest(path / MANIFEST_NAME), path.relative_to(folder))
@@ -145,12 +148,15 @@ def _run_once(
         merges=tuple(summaries),
         facts=environment_facts()
         | scored.facts
+        | losses
         | {"time of this run": f"{time.monotonic() - started:.0f} s, with what was cached"},
         config_yaml=config.text(),
         model_norms=norms,
     )
     results = scored.with_averages(results)
-    publish_results(results, config, candidates, merges, progress, scored.notes)
+    publish_results(
+        results, config, candidates, merges, progress, [*scored.notes, *loss_notes(losses)]
+    )
     return results
 
 
@@ -194,15 +200,6 @@ def _find_models(config: RunConfig, workers: Workers) -> RunModels:
     tasks = config.evaluate.image_tasks
     images = prepare_image_sets(config, tasks, "test", models.clip, workers)
     return replace(models, test_sets=images.paths, notes=images.notes)
-
-
-def merge_all(
-    config: RunConfig, models: RunModels, workers: Workers
-) -> list[tuple[str, MergeRecipe, Path]]:
-    """Make every merge of the run that is not there yet: (name, recipe, checkpoint folder)."""
-    outputs = merges_of(config, models)
-    make_merges(outputs, workers)
-    return outputs
 
 
 def merges_of(config: RunConfig, models: RunModels) -> list[tuple[str, MergeRecipe, Path]]:
@@ -264,17 +261,18 @@ def list_candidates(
     models: RunModels,
     merges: Sequence[tuple[str, MergeRecipe, Path]],
     earlier: Sequence[Path] = (),
+    like: Sequence[MergeRecipe] = (),
 ) -> list[Candidate]:
     """Every model to score: the base, the fine-tuned models, the merges.
 
     What the same run with other seeds answered, in the folders ``earlier``, is not asked again.
+    Models that cannot be asked as they lie get the config of the recipes ``like``.
     """
     folders, predictions = folders_of(config, models), config.folder / "predictions"
-    recipes = [recipe for _, recipe, _ in merges]
 
     def loadable(base: str | None, model: ModelReference) -> tuple[str, Path]:
         own, name = open_checkpoint(model.path).folder, folders[model.name]
-        return model.name, in_hub_layout(base, model, own, config.folder, name, recipes)
+        return model.name, in_hub_layout(base, model, own, config.folder, name, like)
 
     found = [loadable(None, ModelReference(path=models.base, name=PRETRAINED))]
     found += [loadable(models.base, model) for model in models.models]
@@ -295,7 +293,7 @@ def norms_of(
     folder: Path,
     models: RunModels,
     workers: Workers,
-    like: Sequence[tuple[str, MergeRecipe, Path]] = (),
+    like: Sequence[MergeRecipe] = (),
 ) -> dict[str, dict[str, float]]:
     """Norms of weights and task vectors for the plots, kept in the run folder.
 
@@ -304,7 +302,7 @@ def norms_of(
     """
     content = {"base": models.base, "models": models.models, "method": "task_arithmetic"}
     if like:
-        first = like[0][1]
+        first = like[0]
         content |= {"modules": first.modules, "missing": first.missing, "config": first.config}
     recipe = MergeRecipe.model_validate(content)
     plan = plan_merge(recipe)

@@ -18,10 +18,11 @@ import yaml
 from rich.console import Console
 
 from nan_merge.errors import ConfigError, NanMergeError
-from pipelines.config import RunConfig
+from pipelines.config import MergeEntry, RunConfig
 from pipelines.language_benchmarks import is_own_benchmark
 from pipelines.paths import placed, placed_at, placed_store, places_of, table_of
 from pipelines.preflight import check_merges
+from pipelines.sweep_config import SweepMerge
 
 if TYPE_CHECKING:
     from cluster.jobs import JobClient, JobEnd
@@ -171,8 +172,8 @@ def _relative_paths(config: RunConfig) -> Iterator[str]:
         if not PurePosixPath(text).is_absolute():
             yield f"{field}: {text}"
     models = {f"models.{place}": model.path for place, model in enumerate(config.models)}
-    for place, entry in enumerate(config.merges):
-        models |= {f"merges.{place}.{key}": path for key, path in places_of(entry).items()}
+    for name, entry in _entries_of(config):
+        models |= {f"{name}.{key}": path for key, path in places_of(entry).items()}
     for field, text in {"base": config.base, "clip": config.clip, **models}.items():
         if text is not None and placed(text, PurePosixPath("/")) != text:
             yield f"{field}: {text}"
@@ -191,11 +192,17 @@ def _files_of_merges(config: RunConfig) -> Iterator[tuple[str, str]]:
             yield f"models.{place}.statistics", model.statistics
     for name, path in config.statistics.texts.items():
         yield f"statistics.texts.{name}", str(path)
+    for name, entry in _entries_of(config):
+        if (table := table_of(entry)) is not None:
+            yield f"{name}.coefficients.table", table
+
+
+def _entries_of(config: RunConfig) -> Iterator[tuple[str, MergeEntry | SweepMerge]]:
+    """Every merge and what a sweep varies, by its place in the run file."""
     sweep = config.sweep.merges if config.sweep is not None else ()
     for section, entries in (("merges", config.merges), ("sweep.merges", sweep)):
         for place, entry in enumerate(entries):
-            if (table := table_of(entry)) is not None:
-                yield f"{section}.{place}.coefficients.table", table
+            yield f"{section}.{place}", entry
 
 
 def _benchmark_paths(config: RunConfig) -> Iterator[tuple[str, str]]:

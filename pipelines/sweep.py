@@ -22,6 +22,7 @@ from nan_merge.recipe import MergeRecipe
 from pipelines.collect import environment_facts, merge_summary
 from pipelines.config import RunConfig
 from pipelines.evaluate import Candidate
+from pipelines.hub_layout import loss_notes, losses_of_copies
 from pipelines.progress import RunProgress
 from pipelines.publishing import publish_results
 from pipelines.results import MergeSummary, RunResults, SweepPoint
@@ -118,7 +119,9 @@ def run_sweep(
         models = prepare_models(config, workers)
         scoring = open_scoring(config, models, workers)
         refuse_empty_parts(scoring.clusters, sweep.dev_share)
-        norms = norms_of(config.folder, models, workers)
+        like = _recipes(config, models)
+        losses = losses_of_copies(models.base, models.models, like)
+        norms = norms_of(config.folder, models, workers, like)
         state = _State(config, sweep, models, workers, progress, scoring, earlier)
         _search(state, search)
         make_merges(_kept_merges(state), workers, _statistics(config))
@@ -136,13 +139,15 @@ def run_sweep(
         facts=environment_facts()
         | held_out.facts
         | _sweep_facts(state)
+        | losses
         | {"time of this run": f"{time.monotonic() - started:.0f} s, with what was cached"},
         config_yaml=config.text(),
         model_norms=norms,
     )
     dev_results = dev.with_averages(replace(results, rows=dev.rows))
     results = replace(held_out.with_averages(results), sweep=_sweep_points(state, dev_results))
-    publish_results(results, config, candidates, merges, progress, held_out.notes)
+    notes = [*held_out.notes, *loss_notes(losses)]
+    publish_results(results, config, candidates, merges, progress, notes)
     return results
 
 
@@ -276,13 +281,29 @@ def _tidy(state: _State) -> None:
 def _everything_scored(state: _State) -> tuple[list[Merge], list[Candidate]]:
     """All merges of the run and all its candidates; of a point, what its record keeps."""
     fixed = merges_of(state.config, state.models)
-    candidates = list_candidates(state.config, state.models, fixed, state.earlier)
+    like = _recipes(state.config, state.models)
+    candidates = list_candidates(state.config, state.models, fixed, state.earlier, like)
     points = [point for point in state.points.values() if point.name in state.objectives]
     merges = [
         (point.name, state.merge(point)[1], record_folder(state.config.folder, point))
         for point in points
     ]
     return [*fixed, *merges], [*candidates, *map(state.candidate, points)]
+
+
+def _recipes(config: RunConfig, models: RunModels) -> list[MergeRecipe]:
+    """What merges say of parts, lacking tensors and configs, which nothing varies.
+
+    One recipe for every merge and every entry of the sweep, over all models of the run.
+    """
+    assert config.sweep is not None
+    content = {"base": models.base, "models": models.models, "method": "task_arithmetic"}
+    return [
+        MergeRecipe.model_validate(
+            content | {"modules": each.modules, "missing": each.missing, "config": each.config}
+        )
+        for each in (*config.merges, *config.sweep.merges)
+    ]
 
 
 def _summary(state: _State, merge: Merge) -> MergeSummary:

@@ -8,7 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from nan_merge.recipe import Coefficients, Method, OutputDtype
+from nan_merge.recipe import (
+    Coefficients,
+    ConfigSource,
+    Method,
+    MissingPolicy,
+    ModuleSource,
+    OutputDtype,
+)
 from nan_merge.schema import StrictModel
 
 SEARCHED = ("method", "coefficients", "models", "dtype", "tokenizer")
@@ -90,6 +97,12 @@ class SweepMerge(StrictModel):
     dtype: OutputDtype | None = None
     """As in a recipe."""
     tokenizer: str | None = "base"
+    """As in a recipe."""
+    modules: dict[str, ModuleSource] = Field(default_factory=dict)
+    """As in a recipe."""
+    missing: MissingPolicy | dict[str, MissingPolicy] = "error"
+    """As in a recipe."""
+    config: ConfigSource = "base"
     """As in a recipe."""
     vary: dict[str, tuple[Any, ...] | Range] = Field(default_factory=dict)
     """Key -> its values: a list, or `{from: ..., to: ..., steps: ...}`. Keys are dotted, as in

@@ -211,6 +211,16 @@ def test_scalars_are_those_of_yaml_1_2(load, text, field, value):
             "base: ./b\nmethod: ties\nmodels: [./a, c/a]\n",
             ["r.yaml:3:1: models: two models are both called a; give one of them a `name`"],
         ),
+        *(
+            (
+                f"base: ./b\nmethod: ties\nmodels: [./a, ./{word}]\nmodules: {{x: a}}\n",
+                [
+                    f"r.yaml:1:1: a model is called `{word}`, which under `modules` means "
+                    f"{meaning}; give it another `name`"
+                ],
+            )
+            for word, meaning in (("base", "the base model"), ("merge", "that a part is merged"))
+        ),
         ("- 1\n", ["r.yaml:1:1: found a list, expected a section of keys and values"]),
         ("", ["r.yaml: the file is empty"]),
         ("# only a comment\n", ["r.yaml: the file is empty"]),

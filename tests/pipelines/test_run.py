@@ -302,6 +302,8 @@ def test_folders_of_names_in_any_script_stay_apart():
         ({"evaluate": {"benchmarks": ["digit"]}}, "did you mean 'digits'"),
         ({"experts": None, "models": ["a/x", "b/x"]}, "two models are both called x"),
         ({"experts": None, "models": ["a/Pretrained"]}, "called Pretrained"),
+        ({"experts": None, "models": ["a/base"]}, "a model is called `base`, which"),
+        ({"experts": None, "models": ["a/merge"]}, "a model is called `merge`, which"),
     ],
 )
 def test_names_that_would_mix_rows(tmp_path: Path, changes: dict[str, object], words: str):

@@ -150,6 +150,19 @@ def test_models_that_merges_name_and_do_not_merge_are_paths_like_others(tmp_path
     assert other.model_dump()["config"] == {"path": "org/hub"}
 
 
+def test_models_that_a_sweep_names_and_does_not_merge_are_paths_like_others(tmp_path: Path):
+    swept = {"method": "average", "modules": {"vision_tower": {"path": "./clip"}}}
+    run = own_models(sweep={"merges": [swept]}, run_folder="/r", cache="/c", base="/b")
+    with pytest.raises(ConfigError, match=r"- sweep\.merges\.0\.modules\.vision_tower: \./clip"):
+        place_paths(run, None)
+    placed = place_paths(run, "/shared")
+    write_bundle(placed, tmp_path)
+    sent = RunConfig.model_validate(yaml.safe_load((tmp_path / "run.yaml").read_text()))
+    assert sent.sweep == placed.sweep and sent.sweep is not None
+    modules = sent.sweep.merges[0].model_dump()["modules"]
+    assert modules == {"vision_tower": {"path": "/shared/clip"}}
+
+
 TABLE = {"source": "table", "table": "own/table.json"}
 SWEEP = {
     "merges": [

@@ -236,3 +236,21 @@ def test_optuna_that_is_not_installed_is_asked_for(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("pipelines.extras.find_spec", lambda module: None)
     with pytest.raises(MissingExtraError, match=r"optuna is not installed: .*nan-merge\[sweep\]"):
         open_search(maker_of(TA, search={"name": "optuna", "points": 4}), 0)
+
+
+def test_parts_lacking_tensors_and_configs_are_as_in_any_merge():
+    shared = {
+        "modules": {"vision_tower": {"path": "clip"}, "projector": "digits"},
+        "missing": {"image_newline": "base"},
+        "config": {"path": "hub"},
+    }
+    points = grid_points(maker_of({**TA, **shared, "vary": {"coefficients.lambda": [0.1, 0.2]}}))
+    assert len(points) == 2
+    for point in points:
+        written = point.entry.model_dump(mode="json")
+        assert {key: written[key] for key in shared} == shared
+    wish = {**TA, "modules": {"projector": "digit"}}
+    with pytest.raises(ConfigError, match="modules: projector: 'digit' is none of"):
+        grid_points(maker_of(wish))
+    with pytest.raises(ValidationError, match="`vary` has 'missing'"):
+        config_of({**TA, "vary": {"missing": ["base"]}})
