@@ -14,6 +14,7 @@ import io
 import json
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,7 @@ def download(address: str) -> bytes:
     try:
         with urllib.request.urlopen(address, timeout=60) as answer:
             return answer.read()
-    except OSError as error:
+    except (OSError, HTTPException) as error:  # the latter where an answer breaks off
         raise DataError(
             f"{address} cannot be fetched: {error}. Where there is no network, bring the data in "
             "the upstream layout (docs/benchmarks.md)."

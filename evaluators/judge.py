@@ -150,10 +150,14 @@ def judged_profile(profile: Profile, judge: str, said: Mapping[str, str]) -> Pro
 
 
 def short_answer(text: str) -> str:
-    """The answer that a judge wrote down: its first line; "" if it says that there is none."""
+    """The answer that a judge wrote down: its first line; "" if it says that there is none.
+
+    Nothing is read behind "no answer": a number there, as in "No answer in response 2", is none.
+    """
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
     line = line.removeprefix("Final answer:").strip()
-    return "" if line.strip(" .\"'").lower() == NO_ANSWER else line
+    says_none = re.match(rf"{NO_ANSWER}\b", line.lstrip(" .\"'").lower())
+    return "" if says_none else line
 
 
 @dataclass(frozen=True)

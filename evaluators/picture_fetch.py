@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from lzma import LZMAError
 from pathlib import Path
 
 from evaluators.benchmarks.files import read_json_lines, text_field
@@ -137,7 +138,7 @@ def take_pictures(archive: Path, names: Sequence[str], folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(_content(opened, start + name, archive))
     # Encryption and unknown methods of compression raise RuntimeError and NotImplementedError.
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, LZMAError, RuntimeError) as error:
         raise DataError(
             f"{archive}: is damaged or no archive that can be read ({error}). Remove "
             f"{archive.resolve()} and run the same command again."

@@ -105,7 +105,7 @@ class ModulePlace(StrictModel):
 class ConfigPlace(StrictModel):
     """A config, processor and tokenizer that lie beside a model which is not merged."""
 
-    path: str
+    path: str = Field(min_length=1)
     """Folder or hub id of a LLaVA in the hub's layout; its weights need not be there."""
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from http.client import IncompleteRead
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 from evaluators import data_check, picture_fetch
 from evaluators.benchmarks import PROFILES
 from evaluators.data_check import check_data
-from evaluators.data_fetch import fetch_benchmark
+from evaluators.data_fetch import download, fetch_benchmark
 from evaluators.picture_check import KNOWN_FILES
 from evaluators.picture_fetch import PLACES, take_pictures
 from nan_merge.errors import DataError, OutputError
@@ -242,3 +243,12 @@ def test_damaged_archives_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path.write_bytes(b"no archive")
     with pytest.raises(DataError, match="is damaged or no archive"):
         take_pictures(path, names, tmp_path / "out")
+
+
+def test_an_answer_of_the_web_that_breaks_off_is_named(monkeypatch: pytest.MonkeyPatch):
+    def break_off(*_args: object, **_kwargs: object):
+        raise IncompleteRead(b"half", 4)
+
+    monkeypatch.setattr("urllib.request.urlopen", break_off)
+    with pytest.raises(DataError, match=r"https://example\.org/questions cannot be fetched"):
+        download("https://example.org/questions")

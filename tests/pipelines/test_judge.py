@@ -343,7 +343,8 @@ def test_requests_show_question_response_and_form_and_no_gold(tmp_path):
     [
         ("B", "B"), ("\n \n (B) red \nBecause", "(B) red"), ("Final answer: 7", "7"),
         (NO_ANSWER, ""), ('"No answer."', ""), ("", ""), ("\n", ""),
-        ("No correct answer", "No correct answer"),
+        ("No correct answer", "No correct answer"), ("No answers", "No answers"),
+        ("No answer in response 2", ""), ("no answer: A", ""),
     ],
 )  # fmt: skip
 def test_the_first_line_is_what_a_judge_says(text, expected):
