@@ -50,7 +50,10 @@ def open_config_place(path: str) -> Checkpoint:
         CheckpointError: If it is not there, or transformers could not load a LLaVA from these
             files; lists all that is wrong with them.
     """
-    folder = resolve_folder(path, weights=False)
+    try:
+        folder = resolve_folder(path, weights=False)
+    except CheckpointError as error:
+        raise CheckpointError(f"`config`: {error}") from error
     if not folder.is_dir():
         raise CheckpointError(f"`config`: {path} is no folder.")
     config = read_json_table(folder / "config.json", "Name a folder in the hub's layout.")

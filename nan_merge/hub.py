@@ -50,9 +50,10 @@ def resolve_folder(path: str, *, weights: bool = True) -> Path:
             f"No checkpoint at {path[:80]}: there is no such user. Give the folder's whole path."
         ) from error
     if not HUB_ID.match(path) or path.startswith("."):
+        content = "*.safetensors files" if weights else "config.json"
         raise CheckpointError(
             f"No checkpoint at {path} (looked for {local.absolute()}). "
-            "Give a folder with *.safetensors files, or a hub id such as org/model."
+            f"Give a folder with {content}, or a hub id such as org/model."
         )
     with _explain_hub_errors(path):
         if not weights:

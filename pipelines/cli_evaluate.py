@@ -222,6 +222,8 @@ def rescore(
             {key: value.value for key, value in options.items()}
             | {"tensor_parallel": tensor_parallel}
         )
+        if judge is not None and not judge.strip():
+            raise ConfigError("--judge is empty: name a checkpoint folder or a hub id.")
         asked = JudgeSpec(judge, spec) if judge is not None else None
         rescore_command(folder, data, open_console(), asked)
 

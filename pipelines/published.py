@@ -170,6 +170,8 @@ def _remarks(results: RunResults, published: Published) -> list[str]:
     remarks = [published.note] if published.note else []
     if other := _other_means(published):
         remarks.append(f"Published averages are as printed; the mean of its row is {other}.")
+    if not published.benchmarks:
+        remarks.append("Averages alone: this run's are over the benchmarks that it asked.")
     partial = [name for name in results.benchmarks() if name.endswith(" subsets)")]
     if partial:
         remarks.append(f"This run asked only a part: {', '.join(partial)}.")

@@ -267,7 +267,7 @@ def test_folders_without_tokenizer_or_config_and_originals_give_no_config(made, 
         "config": "it has no tokenizer",
         "clip": r"Cannot read .*clip/config\.json",
         "a": "it is itself in the format of the original LLaVA code",
-        "nowhere": "No checkpoint at",
+        "nowhere": "`config`: No checkpoint at .* Give a folder with config.json, or",
     }
     for name, message in told.items():
         with pytest.raises(CheckpointError, match=message):

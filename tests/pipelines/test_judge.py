@@ -285,6 +285,8 @@ def test_the_commands(work, workers, monkeypatch):
     assert "judge:\nFinal answer: 1.50" in shown.output and "extracted: 1.5\n" in shown.output
     both = run("compare", out, out, "--judge", "judge", "--scorer", "strict")
     assert both.exit_code == 2 and "leave --scorer out" in both.output
+    unnamed = run("rescore", out, "--judge", " ")
+    assert unnamed.exit_code == 2 and "--judge is empty" in unnamed.output
 
 
 def test_readings_that_stand_in_the_response_are_told_from_others(tmp_path):

@@ -165,6 +165,7 @@ def test_averages_alone_stand_beside_the_runs_own(results):
     assert (sheet.groups, sheet.columns) == (("Avg",), ("this run", "published"))
     found = [[line.label, *(cell.text for cell in line.cells)] for line in sheet.lines]
     assert found == [["TA", "45.0", "54.4"], ["TA + NAN", "50.0", "60.0"]]
+    assert "this run's are over the benchmarks that it asked." in sheet.caption
     differences = published_differences_sheet(results, alone)
     assert differences is not None
     assert [cell.text for cell in differences.lines[0].cells] == ["+5.0", "+5.6"]
