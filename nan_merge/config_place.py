@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nan_merge.checkpoint import Checkpoint
-from nan_merge.errors import CheckpointError, IncompatibleError
+from nan_merge.errors import CheckpointError, IncompatibleError, one_of_each_kind
 from nan_merge.hub import resolve_folder
 from nan_merge.json_file import read_json_table
 from nan_merge.llava_sizes import LLAVA_TYPES, expected_shapes, part_settings
@@ -186,13 +186,7 @@ def _no_tower(inputs: Sequence[Checkpoint]) -> str:
 
 def _by_kind(problems: Sequence[str]) -> list[str]:
     """A line for all that differ in numbers alone (of layers), and not too many lines."""
-    alike: dict[str, list[str]] = {}
-    for problem in problems:
-        alike.setdefault(re.sub(r"\d+", "0", problem), []).append(problem)
-    lines = [
-        first + (f" (and {len(rest)} more like it)" if rest else "")
-        for first, *rest in alike.values()
-    ]
+    lines = one_of_each_kind(problems)
     more = len(lines) - MAX_LISTED
     return [*lines[:MAX_LISTED], *([f"... and {more} more kinds of tensors"] if more > 0 else [])]
 

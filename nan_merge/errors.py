@@ -15,6 +15,20 @@ Every message says what is wrong, where (file, tensor, field) and how to mend it
 ours is an ``AssertionError`` or whatever Python raises, and keeps its traceback.
 """
 
+import re
+from collections.abc import Sequence
+
+
+def one_of_each_kind(problems: Sequence[str]) -> list[str]:
+    """A line for all problems that differ in numbers alone (of layers), and how many they are."""
+    alike: dict[str, list[str]] = {}
+    for problem in problems:
+        alike.setdefault(re.sub(r"\d+", "0", problem), []).append(problem)
+    return [
+        first + (f" (and {len(rest)} more like it)" if rest else "")
+        for first, *rest in alike.values()
+    ]
+
 
 class NanMergeError(Exception):
     """Something that the user can mend; the message is all that they need."""

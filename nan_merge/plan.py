@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from nan_merge.coefficients import check_num_layers
 from nan_merge.config_place import check_place
 from nan_merge.data_statistics import DataStatistics, statistics_of
 from nan_merge.dtypes import BY_LABEL
-from nan_merge.errors import IncompatibleError, OutputError
+from nan_merge.errors import IncompatibleError, OutputError, one_of_each_kind
 from nan_merge.layout import AlignedTensor, ShardPlan, pack_shards
 from nan_merge.lora import config_folder
 from nan_merge.methods import METHODS
@@ -329,13 +328,7 @@ def _without(checkpoint: Checkpoint, taken: Taken) -> Checkpoint:
 
 def list_problems(problems: Sequence[str]) -> str:
     """Their number and a line each; lines that differ in numbers alone (of layers) are one."""
-    alike: dict[str, list[str]] = {}
-    for problem in problems:
-        alike.setdefault(re.sub(r"\d+", "0", problem), []).append(problem)
-    lines = [
-        first + (f" (and {len(rest)} more like it)" if rest else "")
-        for first, *rest in alike.values()
-    ]
+    lines = one_of_each_kind(problems)
     shown = lines[:MAX_LISTED_PROBLEMS]
     if len(lines) > len(shown):
         shown.append(f"... and {len(lines) - len(shown)} more")

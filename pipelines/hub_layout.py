@@ -108,8 +108,11 @@ def losses_of_copies(
         IncompatibleError: If no merge says that a tensor is left out.
     """
     facts: dict[str, list[str]] = {}
-    for own in _originals(models):
-        reference = open_model(base, "base")
+    originals = list(_originals(models))
+    if not originals:
+        return {}
+    reference = open_model(base, "base")
+    for own in originals:
         for name in _lost(own, reference):
             if all(missing_policy(merge.missing, name) == "error" for merge in merges):
                 raise IncompatibleError(

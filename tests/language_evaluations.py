@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from pipelines.language_benchmarks import open_benchmark
+from evaluators.answers import Answer
+from evaluators.predictions import write_predictions
+from pipelines.language_benchmarks import OpenBenchmark, open_benchmark
 from pipelines.language_command import evaluate_command
 from pipelines.language_config import BackendSpec, BenchmarkSpec
 from pipelines.language_evaluate import LanguageCandidate, answer_benchmarks
+from pipelines.language_records import RecordInfo, write_info
+from pipelines.output_files import write_json
 from tests.benchmark_folders import write_gsm8k, write_mmlu
 from tests.language_checkpoints import make_tiny_llama
 
@@ -97,3 +102,31 @@ def evaluate(work: Path, *specs: BenchmarkSpec, model: str = "model"):
         str(work / model), specs, TRANSFORMERS, console, data=work / "data", output=work / "out"
     )
     return SimpleNamespace(scored=scored, text=console.export_text())
+
+
+def keep_evaluation(
+    folder: Path,
+    opened: OpenBenchmark,
+    data: Path,
+    model: str,
+    key: str,
+    answers: Sequence[Answer],
+) -> None:
+    """A finished evaluation of one benchmark, as `nan-merge evaluate` leaves it."""
+    name = opened.profile.benchmark
+    info = RecordInfo(
+        key=key,
+        model=model,
+        folder="",
+        benchmark=name,
+        profile=opened.profile.name,
+        data=str(data),
+        uses_chat_template=True,
+        engine={},
+        made_of={"data": opened.digest, "profile": "p"},
+    )
+    path = folder / "predictions" / f"{name}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_info(path, info)
+    write_predictions(path, info.key, answers)
+    write_json(folder / "scores.json", [{"key": info.key}])

@@ -36,6 +36,14 @@ QWEN_TOKENS = (
     "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
     "<|video_pad|>",
 )  # fmt: skip
+QWEN_VISION_SIZES = {
+    "depth": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "patch_size": PATCH_SIZE,
+}
 TEXT_SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -144,12 +152,7 @@ def make_tiny_qwen(folder: Path, *, seed: int = 0) -> Path:
         **TEXT_SIZES,
     }  # fmt: skip
     vision = {
-        "depth": 2,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_heads": 2,
-        "out_hidden_size": 64,
-        "patch_size": PATCH_SIZE,
+        **QWEN_VISION_SIZES,
         "window_size": 4 * PATCH_SIZE,
         "fullatt_block_indexes": [1],
     }
@@ -352,12 +355,7 @@ def make_tiny_qwen3(folder: Path, *, seed: int = 0) -> Path:
     rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
     text = {"vocab_size": len(tokenizer), "head_dim": 32, "rope_parameters": rope, **TEXT_SIZES}
     vision = {
-        "depth": 2,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_heads": 2,
-        "out_hidden_size": 64,
-        "patch_size": PATCH_SIZE,
+        **QWEN_VISION_SIZES,
         "num_position_embeddings": NUM_PATCHES,
         "deepstack_visual_indexes": [0],
     }
@@ -387,4 +385,11 @@ def make_tiny_internvl(folder: Path, *, seed: int = 0) -> Path:
     )
     torch.manual_seed(seed)
     _save(folder, InternVLForConditionalGeneration(config), tokenizer, lambda name: name)
+    return folder
+
+
+def make_both_originals(folder: Path) -> Path:
+    """Models of the original LLaVA-1.5 and 1.6, each with what `make_originals` writes."""
+    for version in ("1.5", "1.6"):
+        make_originals(folder / version, next_version=version == "1.6")
     return folder

@@ -25,7 +25,7 @@ from tests.vlm_checkpoints import (
     HEAD,
     PADDED_ROWS,
     load_tensors,
-    make_originals,
+    make_both_originals,
     original_name,
     vision_tokenizer,
     write_tensors,
@@ -38,11 +38,7 @@ Json = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models of the original LLaVA-1.5 and 1.6, each with what `make_originals` writes."""
-    folder = tmp_path_factory.mktemp("originals")
-    for version in ("1.5", "1.6"):
-        make_originals(folder / version, next_version=version == "1.6")
-    return folder
+    return make_both_originals(tmp_path_factory.mktemp("originals"))
 
 
 def recipe(place: Path, **more: Any) -> MergeRecipe:

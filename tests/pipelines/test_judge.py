@@ -30,14 +30,14 @@ from pipelines.judging import JudgeSpec
 from pipelines.language_benchmarks import open_benchmark
 from pipelines.language_command import rescore_command
 from pipelines.language_config import BackendSpec, BenchmarkSpec
-from pipelines.language_records import RecordInfo, find_extractions, find_records, write_info
-from pipelines.output_files import write_json
+from pipelines.language_records import find_extractions, find_records
 from pipelines.pairing import pair
 from tests.language_checkpoints import HAS_SMOLLM2, make_tiny_llama, smollm2
 from tests.language_evaluations import (
     TRANSFORMERS,
     Here,
     Killed,
+    keep_evaluation,
     set_environment,
     silent_console,
 )
@@ -89,21 +89,7 @@ def evaluation(folder: Path, data: Path, model: str, answers: Sequence[str]) -> 
         Answer(sample.id, sample.id, text, "stop", num_tokens=len(text))
         for sample, text in zip(opened.samples, answers, strict=True)
     ]
-    info = RecordInfo(
-        key=f"{model}-key",
-        model=model,
-        folder="",
-        benchmark="mathvista",
-        profile=opened.profile.name,
-        data=str(data),
-        uses_chat_template=True,
-        engine={},
-        made_of={"data": opened.digest, "profile": "p"},
-    )
-    path = folder / "predictions" / "mathvista.jsonl"
-    write_info(path, info)
-    write_predictions(path, info.key, given)
-    write_json(folder / "scores.json", [{"key": info.key}])
+    keep_evaluation(folder, opened, data, model, f"{model}-key", given)
     return folder
 
 

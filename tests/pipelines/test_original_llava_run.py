@@ -16,7 +16,7 @@ from pipelines.config import RunConfig
 from pipelines.hub_layout import in_hub_layout, loss_notes, losses_of_copies
 from pipelines.results import read_results
 from pipelines.run import run_config
-from tests.vlm_checkpoints import load_tensors, make_originals
+from tests.vlm_checkpoints import load_tensors, make_both_originals
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 NEWLINE = "image_newline"
@@ -24,11 +24,7 @@ NEWLINE = "image_newline"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models of the original LLaVA-1.5 and 1.6, each with what `make_originals` writes."""
-    folder = tmp_path_factory.mktemp("originals")
-    for version in ("1.5", "1.6"):
-        make_originals(folder / version, next_version=version == "1.6")
-    return folder
+    return make_both_originals(tmp_path_factory.mktemp("originals"))
 
 
 def merge_of(made: Path, base: str, *models: ModelReference, **more: object) -> MergeRecipe:

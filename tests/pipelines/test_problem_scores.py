@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from evaluators.answers import Answer
-from evaluators.predictions import write_predictions
 from nan_merge.errors import DataError
 from pipelines.compare import AVERAGE, compare_runs
 from pipelines.compare_command import write_comparison
@@ -17,10 +16,10 @@ from pipelines.gate_command import evaluate_gate
 from pipelines.gate_config import Gate
 from pipelines.language_benchmarks import open_benchmark
 from pipelines.language_config import BenchmarkSpec
-from pipelines.language_records import RecordInfo, find_records, write_info
+from pipelines.language_records import find_records
 from pipelines.language_scores import score_record
-from pipelines.output_files import write_json
 from pipelines.split import held_out_part
+from tests.language_evaluations import keep_evaluation
 from tests.picture_folders import write_wemath
 
 STRICT, LOOSE = "wemath: score (strict)", "wemath: score (loose)"
@@ -38,22 +37,7 @@ def evaluation(folder: Path, data: Path, model: str, wrong: dict[int, str]) -> P
         right = part not in wrong.get(number, "").split()
         label = sample.gold if right else "E"
         answers.append(Answer(sample.id, sample.id, f"Answer: <<{label}>>", "stop"))
-    info = RecordInfo(
-        key=model * 8,
-        model=model,
-        folder="",
-        benchmark="wemath",
-        profile=opened.profile.name,
-        data=str(data),
-        uses_chat_template=True,
-        engine={},
-        made_of={"data": opened.digest, "profile": "p"},
-    )
-    path = folder / "predictions" / "wemath.jsonl"
-    path.parent.mkdir(parents=True)
-    write_info(path, info)
-    write_predictions(path, info.key, answers)
-    write_json(folder / "scores.json", [{"key": info.key}])
+    keep_evaluation(folder, opened, data, model, model * 8, answers)
     return folder
 
 
